@@ -1,0 +1,194 @@
+"""An adapter on disk: PEFT's directory, with Rango's own facts beside it in rango.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rango.adapters.attach import Adapted, attach_targets
+from rango.adapters.config import LoraConfig
+from rango.adapters.parts import part_ranks, split
+from rango.adapters.peft_format import (
+    adapter_config,
+    export_row,
+    read_config,
+    read_tensors,
+    tensor_names,
+)
+from rango.base.checkpoint import read_tensor
+from rango.errors import AdapterError
+from rango.files.atomic import atomic_directory
+from rango.files.tensors import TensorFile
+
+if TYPE_CHECKING:
+    from rango.base.load import Base
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+FACTS = "rango.json"
+CARD = "README.md"
+
+_MAX_JSON = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter directory as read, not yet held against a base.
+
+    tensors: as stored, by PEFT's names. facts: rango.json; empty where another tool wrote it.
+    """
+
+    folder: Path
+    config: LoraConfig
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Digest of the base it was made for, where it is known."""
+        value = self.facts.get("base", {}).get("fingerprint")
+        return value if isinstance(value, str) else None
+
+
+def save_adapter(
+    adapted: Adapted,
+    folder: str | Path,
+    *,
+    row: int = 0,
+    facts: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write one row as a PEFT adapter directory that PEFT loads with equal results.
+
+    facts: JSON values for rango.json, beside the base's fingerprint and the parts of fused
+    projections. card: the model card, README.md.
+    Raises OutputExistsError, StorageError; nothing half-written is left.
+    """
+    folder = Path(folder)
+    exported = export_row(adapted, row)
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for module in exported
+        for name, tensor in zip(
+            tensor_names(module.module, module.embedding),
+            (module.lora_A, module.lora_B),
+            strict=True,
+        )
+    }
+    base = adapted.base
+    own: dict[str, Any] = {
+        "format": 1,
+        "base": {
+            "fingerprint": base.fingerprint if base else None,
+            "source": base.source if base else None,
+            "quantize": base.quantize if base else None,
+        },
+        "config": dataclasses.asdict(adapted.config_of(row)),
+        "parts": part_ranks(adapted.modules, row),
+        **(facts or {}),
+    }
+    config = adapter_config(adapted, row, exported, base.source if base else None)
+    with atomic_directory(folder, overwrite) as working:
+        save_file(tensors, working / TENSORS, metadata={"format": "pt"})
+        (working / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (working / FACTS).write_text(json.dumps(own, indent=2, ensure_ascii=False) + "\n")
+        if card is not None:
+            (working / CARD).write_text(card, encoding="utf-8")
+    return folder
+
+
+def read_adapter(folder: str | Path) -> AdapterFile:
+    """Read an adapter directory, PEFT's or Rango's. Raises AdapterError naming what is wrong."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise AdapterError(f"{folder}: no such adapter folder")
+    config_path = folder / CONFIG
+    if not config_path.is_file():
+        raise AdapterError(f"{folder}: not an adapter: it has no {CONFIG}")
+    if not (folder / TENSORS).is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        reason = "only a pickle, which is not safe to read" if pickled else f"no {TENSORS}"
+        raise AdapterError(f"{folder}: {reason}; save it as safetensors with the tool that made it")
+    facts_path = folder / FACTS
+    facts = _read_json(facts_path) if facts_path.is_file() else {}
+    if not isinstance(facts, dict):
+        raise AdapterError(f"{facts_path}: expected a JSON object")
+    config = read_config(_read_json(config_path), str(config_path))
+    file = TensorFile(folder / TENSORS, AdapterError)
+    tensors = {name: read_tensor(file, name).clone() for name in file.entries}
+    return AdapterFile(folder, config, tensors, facts)
+
+
+def load_adapter(
+    base: nn.Module | Base,
+    folder: str | Path,
+    *,
+    rows: int = 1,
+    row: int = 0,
+    trainable: bool = False,
+) -> Adapted:
+    """Attach the adapter in `folder` to a base, in a bank of `rows` rows.
+
+    Raises AdapterError where a tensor does not find its place (listing all), or where the adapter
+    was made for another base.
+    """
+    file = read_adapter(folder)
+    model = base if isinstance(base, nn.Module) else base.model
+    loaded = None if isinstance(base, nn.Module) else base
+    if loaded is not None:
+        check_base(file, loaded)
+    modules = read_tensors(file.tensors, file.config, model, str(file.folder))
+    updates = split(model, modules, file.facts.get("parts") or {}, file.config)
+    adapted = attach_targets(
+        model,
+        [update.target for update in updates],
+        rows=rows,
+        trainable=trainable,
+        base=loaded,
+    )
+    adapted.configure(row, _as_trained(file), [update.target for update in updates])
+    with torch.no_grad():
+        for update in updates:
+            lora_A, lora_B = adapted.sites[update.target.name].factors(row)
+            lora_A.copy_(update.lora_A)
+            lora_B.copy_(update.lora_B)
+    return adapted
+
+
+def check_base(file: AdapterFile, base: Base) -> None:
+    """Raise AdapterError where the adapter names another base by its fingerprint."""
+    if file.fingerprint is not None and file.fingerprint != base.fingerprint:
+        raise AdapterError(
+            f"{file.folder}: made for another base: expected {file.fingerprint} "
+            f"({file.facts['base'].get('source')}), found {base.fingerprint} ({base.source}); "
+            "load it over the base it was trained on"
+        )
+
+
+def _as_trained(file: AdapterFile) -> LoraConfig:
+    """The config with the targets as they were asked for (parts of fused projections), where
+    rango.json tells; PEFT's config has whole modules only."""
+    targets = file.facts.get("config", {}).get("target_modules")
+    if isinstance(targets, str) or (
+        isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+    ):
+        return dataclasses.replace(file.config, target_modules=targets)
+    return file.config
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise AdapterError(f"{path}: larger than {_MAX_JSON} bytes; not an adapter's")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path}: not valid JSON: {error}") from error

@@ -1,0 +1,95 @@
+"""Merge a row into the base's weights and take it out again, bit for bit.
+
+W' = W + Σ ΔW, summed in fp32 and cast once. What is kept is the base's own module; unmerging puts
+it back and never subtracts. A quantized module is merged as a dense one: requantizing would lose
+most of a small update.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rango.adapters.modules import AdaptedModule, Site
+from rango.base.linear import NF4Linear
+from rango.base.roles import base_weight_shape
+from rango.errors import AdapterError
+from rango.numerics.lowrank import delta_weight, merged_weight
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What unmerging needs: each stand-in with the module it had."""
+
+    kept: list[tuple[AdaptedModule, nn.Module]]
+
+    def restore(self) -> None:
+        """Put the kept modules back."""
+        for stand_in, module in self.kept:
+            stand_in.base_layer = module
+
+
+@torch.no_grad()
+def merge_row(modules: Mapping[str, AdaptedModule], row: int, factor: float = 1.0) -> Merged:
+    """Give each stand-in a base layer with the row merged in."""
+    kept = []
+    for stand_in in modules.values():
+        delta = module_delta(stand_in, row)
+        if delta is not None:
+            kept.append((stand_in, stand_in.base_layer))
+            stand_in.base_layer = merged_module(stand_in.base_layer, delta * factor)
+    return Merged(kept)
+
+
+def module_delta(stand_in: AdaptedModule, row: int) -> Tensor | None:
+    """ΔW (out, in) in fp32 of one row at a module, its parts put in place (at an embedding:
+    (vocabulary, dim)); None where the row leaves it alone."""
+    sites = [site for site in stand_in.sites if site.ranks[row]]
+    if not sites:
+        return None
+    if sites[0].part is None:
+        return site_delta(sites[0], row)
+    out_features, in_features = base_weight_shape(stand_in.base_layer)
+    delta = sites[0].A.new_zeros(out_features, in_features)
+    for site in sites:
+        delta[site.columns] = site_delta(site, row)
+    return delta
+
+
+def site_delta(site: Site, row: int) -> Tensor:
+    """ΔW (out, in) in fp32 of one row at one site."""
+    lora_A, lora_B = site.factors(row)
+    delta = delta_weight(lora_A, lora_B, site.scalings[row])
+    return delta.T if site.embedding else delta
+
+
+def base_weight(module: nn.Module) -> Tensor:
+    """The frozen weight in the layout of ΔW: (out, in); dequantized where it is quantized."""
+    if isinstance(module, NF4Linear):
+        return module.dequantize()
+    weight = module.weight
+    if not isinstance(weight, Tensor):
+        raise AdapterError(f"{type(module).__name__} has no weight to merge into")
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def merged_module(module: nn.Module, delta: Tensor) -> nn.Module:
+    """A module like `module` whose weight has ΔW added; `module` itself is left alone."""
+    weight = merged_weight(base_weight(module), delta)
+    if isinstance(module, NF4Linear):
+        dense = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        dense.weight = nn.Parameter(weight, requires_grad=False)
+        dense.register_parameter("bias", module.bias)
+        return dense.train(module.training)
+    if isinstance(module, Conv1D):
+        weight = weight.T.contiguous()
+    merged = copy.copy(module)
+    # a shallow copy shares the table of parameters, which must differ from here on
+    merged._parameters = dict(module._parameters)
+    merged.weight = nn.Parameter(weight, requires_grad=False)
+    return merged

@@ -1,0 +1,1 @@
+"""One file a method: its tensors in a row, how they start, and the ΔW they stand for."""

@@ -1,0 +1,1 @@
+"""The frozen model: streamed, quantized loading, and which of its modules can be adapted."""

@@ -1,0 +1,121 @@
+"""The base's fingerprint: which weights an adapter belongs to, whatever the sharding.
+
+It is the SHA-256 over the source checkpoint's tensors sorted by name, each entered as its name,
+type, shape and the SHA-256 of its bytes. Copies that other tools write of the same weights share
+it: resharded ones have the same tensors, and where embeddings are tied, some writers store the
+head too and others leave it out, so there the vocabulary matrices are entered once and by content
+alone. A converted copy (quantized or cast) has other bytes; save_base notes the source's
+fingerprint beside it, together with a digest of the copy's own tensors, so that the note is
+believed only as long as it is about these tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rango.base.architecture import model_config
+from rango.base.checkpoint import TORCH_DTYPES, Checkpoint, open_checkpoint, read_json
+from rango.errors import CheckpointError
+from rango.files.tensors import Entry
+from rango.progress import Progress, silent
+
+FACTS = "rango.json"
+
+
+@dataclass(frozen=True)
+class TensorDigest:
+    """One tensor's share of a fingerprint; `dtype` is safetensors' name of the type."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+
+def digest_bytes(entry: Entry, data: memoryview) -> TensorDigest:
+    """The digest of a stored tensor's bytes."""
+    return TensorDigest(entry.name, entry.dtype, entry.shape, hashlib.sha256(data).hexdigest())
+
+
+def digest_tensor(name: str, tensor: Tensor) -> TensorDigest:
+    """The digest of a tensor in memory: that of its bytes if it were stored."""
+    names = {dtype: stored for stored, dtype in TORCH_DTYPES.items()}
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    digest = hashlib.sha256(flat.numpy().data).hexdigest()
+    dtype = names.get(tensor.dtype, str(tensor.dtype))
+    return TensorDigest(name, dtype, tuple(tensor.shape), digest)
+
+
+def combine(digests: Iterable[TensorDigest], tied_vocabulary: int | None) -> str:
+    """The fingerprint ``sha256:<hex>`` of these tensors.
+
+    `tied_vocabulary` is the size of the vocabulary where embeddings are tied, else None.
+    """
+    lines = set()
+    for tensor in digests:
+        tied = len(tensor.shape) == 2 and tensor.shape[0] == tied_vocabulary
+        name = "" if tied else tensor.name
+        lines.add(f"{name}\n{tensor.dtype}\n{list(tensor.shape)}\n{tensor.digest}\n")
+    total = hashlib.sha256()
+    for line in sorted(lines):
+        total.update(line.encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def tied_vocabulary(config: Any) -> int | None:
+    """The size of the vocabulary if a transformers config ties its embeddings, else None."""
+    if not getattr(config, "tie_word_embeddings", False):
+        return None
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
+
+
+def resolve(folder: Path, own: str) -> str:
+    """The fingerprint of the checkpoint in `folder` whose tensors give `own`: its source's, if a
+    note beside it says that they were made from one, else `own`."""
+    path = folder / FACTS
+    if not path.is_file():
+        return own
+    facts = read_json(path)
+    base = facts.get("base") if isinstance(facts, dict) else None
+    if not isinstance(base, dict) or base.get("tensors") != own:
+        return own
+    source = base.get("fingerprint")
+    if not isinstance(source, str) or not source.startswith("sha256:"):
+        raise CheckpointError(f"{path}: base.fingerprint: expected 'sha256:…', found {source!r}")
+    return source
+
+
+def note(fingerprint: str, own: str) -> dict[str, Any]:
+    """What rango.json says beside a checkpoint: its source's fingerprint, and its own."""
+    return {"base": {"fingerprint": fingerprint, "tensors": own}}
+
+
+def fingerprint(source: str | Path, *, progress: Progress = silent) -> str:
+    """The fingerprint of a checkpoint folder, without building the model.
+
+    Raises CheckpointError as `open_checkpoint` does.
+    """
+    checkpoint = open_checkpoint(Path(source))
+    own = combine(digest_files(checkpoint, progress), tied_vocabulary(model_config(checkpoint)))
+    return resolve(checkpoint.folder, own)
+
+
+def digest_files(checkpoint: Checkpoint, progress: Progress = silent) -> list[TensorDigest]:
+    """The digest of every tensor of a checkpoint, read once."""
+    total = sum(entry.nbytes for entry in checkpoint.entries.values())
+    done, digests = 0, []
+    for file in checkpoint.files:
+        for entry in file.entries.values():
+            digests.append(digest_bytes(entry, file.view(entry.name)))
+            file.release(entry.name)
+            done += entry.nbytes
+            progress("fingerprint", done, total, "B")
+    return digests

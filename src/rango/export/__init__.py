@@ -1,0 +1,1 @@
+"""Out of Rango: merged checkpoints that any tool of the field reads."""

@@ -1,0 +1,154 @@
+"""A checkpoint with the adapter in its weights: the base's format, no adapter needed any more."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rango.adapters.attach import Adapted
+from rango.adapters.files import load_adapter
+from rango.adapters.merge import base_weight, merged_module, module_delta
+from rango.base.config import BaseDtype
+from rango.base.linear import NF4Linear
+from rango.base.load import Base, base_from_model, load_base
+from rango.base.save import save_base
+from rango.errors import ConfigError
+from rango.files.atomic import refuse_existing
+from rango.progress import Progress, silent
+
+Onto = Literal["stored", "nf4"]
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What merging did.
+
+    update: ‖ΔW‖ / ‖W‖ over the merged modules together.
+    surviving: share of ΔW that is left once the sum is rounded to the type on disk:
+        ⟨W' − W, ΔW⟩ / ⟨ΔW, ΔW⟩. Near 1 in fp32 and bf16; requantizing to NF4 may erase most of
+        a small update.
+    """
+
+    output: str
+    modules: int
+    dtype: str
+    onto: Onto
+    update: float
+    surviving: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return dataclasses.asdict(self)
+
+
+def merge_checkpoint(
+    base_source: str | Path,
+    adapter_folder: str | Path,
+    output: str | Path,
+    *,
+    dtype: BaseDtype = "as stored",
+    onto: Onto = "stored",
+    double_quant: bool = True,
+    progress: Progress = silent,
+) -> MergeReport:
+    """Write base + adapter as a Hugging Face checkpoint (W + ΔW in fp32, one cast).
+
+    onto="stored" adds to the weights as the base stores them; "nf4" adds to the NF4 weights (those
+    that QLoRA trained over) and quantizes the sum again, so read `surviving`.
+
+    Raises AdapterError if the adapter is another base's, CheckpointError, OutputExistsError,
+    StorageError; nothing half-written is left.
+    """
+    if onto not in ("stored", "nf4"):
+        raise ConfigError(f"onto: expected stored or nf4, found {onto!r}")
+    output = Path(output)
+    refuse_existing(output)  # before the work rather than after it
+    base = load_base(
+        base_source,
+        dtype=dtype,
+        quantize="nf4" if onto == "nf4" else "none",
+        double_quant=double_quant,
+        progress=progress,
+    )
+    adapted = load_adapter(base, adapter_folder)
+    dots = _merge_all(adapted, onto, double_quant, progress)
+    model = adapted.detach()
+    _untie_if_they_differ(base.model)
+    merged = base_from_model(base.model, source=f"{base_source} + {adapter_folder}")
+    save_base(dataclasses.replace(merged, path=base.path), output, progress=progress)
+    return MergeReport(
+        output=str(output),
+        modules=dots.modules,
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        onto=onto,
+        update=(dots.delta_delta / dots.weight_weight) ** 0.5 if dots.weight_weight else 0.0,
+        surviving=dots.effect_delta / dots.delta_delta if dots.delta_delta else 1.0,
+    )
+
+
+@dataclass
+class _Dots:
+    """Inner products summed over modules."""
+
+    modules: int = 0
+    weight_weight: float = 0.0
+    delta_delta: float = 0.0
+    effect_delta: float = 0.0
+
+    def add(self, weight: Tensor, delta: Tensor, merged: Tensor) -> None:
+        self.modules += 1
+        self.weight_weight += float(weight.square().sum())
+        self.delta_delta += float(delta.square().sum())
+        self.effect_delta += float(((merged - weight) * delta).sum())
+
+
+@torch.no_grad()
+def _merge_all(adapted: Adapted, onto: Onto, double_quant: bool, progress: Progress) -> _Dots:
+    """Give each stand-in a merged base layer, for detach() to leave in the model."""
+    dots = _Dots()
+    plain = _skeleton(adapted.base) if adapted.base else None
+    for number, (name, stand_in) in enumerate(adapted.modules.items()):
+        delta = module_delta(stand_in, 0)
+        if delta is None:
+            continue
+        weight = base_weight(stand_in.base_layer).float()
+        merged = merged_module(stand_in.base_layer, delta)
+        if onto == "nf4" and isinstance(stand_in.base_layer, NF4Linear):
+            bias = stand_in.base_layer.bias
+            merged = NF4Linear.from_weight(base_weight(merged), bias, double_quant)
+        dots.add(weight, delta, base_weight(merged).float())
+        # NF4 holds GPT-2's layers as (out, in); the checkpoint wants them as its own class does
+        if plain is not None and isinstance(plain.get_submodule(name), Conv1D):
+            merged = _as_conv1d(merged)
+        stand_in.base_layer = merged
+        progress("merging", number + 1, len(adapted.modules), "module")
+    return dots
+
+
+def _skeleton(base: Base) -> nn.Module:
+    with torch.device("meta"):
+        return type(base.model)(copy.deepcopy(base.config))
+
+
+def _as_conv1d(module: nn.Module) -> nn.Module:
+    if not isinstance(module, nn.Linear):
+        return module
+    conv = Conv1D(module.out_features, module.in_features)
+    conv.weight = nn.Parameter(module.weight.T.contiguous(), requires_grad=False)
+    conv.register_parameter("bias", module.bias)
+    return conv
+
+
+def _untie_if_they_differ(model: PreTrainedModel) -> None:
+    """An adapted embedding is no longer the head that it was tied to."""
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False

@@ -1,0 +1,1 @@
+"""Atomic commits, digests, safe names: everything that reaches the disk goes through here."""

@@ -1,0 +1,1 @@
+"""The plain statement of the mathematics: pure functions on tensors, the reference for kernels."""

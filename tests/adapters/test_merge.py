@@ -1,0 +1,82 @@
+"""Merging sums once; unmerging gives the base back bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import ALL, build, inputs
+
+import rango
+from rango.base.linear import NF4Linear
+
+
+@pytest.mark.parametrize("name", [*ALL, "falcon_grouped", "phi3", "mixtral"])
+@pytest.mark.parametrize("r", [1, 3, 5, 7])
+def test_merged_equals_unmerged_and_comes_back(name: str, r: int) -> None:
+    model, ids = build(name), inputs()
+    base = model(input_ids=ids)[0]
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    adapted = rango.attach(model, r=r, lora_alpha=2 * r)
+    torch.manual_seed(0)
+    adapted.bank.parameters.normal_(std=0.1)
+    unmerged = model(input_ids=ids)[0]
+    adapted.merge()
+    merged = model(input_ids=ids)[0]
+    assert (merged - unmerged).norm() / unmerged.norm() < 1e-5
+    assert (merged - base).norm() / base.norm() > 1e-3
+    adapted.unmerge()
+    assert torch.equal(model(input_ids=ids)[0], unmerged)
+    adapted.detach()
+    assert torch.equal(model(input_ids=ids)[0], base)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_parts_and_embeddings_merge() -> None:
+    ids = inputs()
+    for name, targets in (("gpt2", ["c_attn[q,v]", "wte"]), ("falcon_rw", ["query_key_value[k]"])):
+        model = build(name)
+        adapted = rango.attach(model, r=3, target_modules=targets)
+        adapted.bank.parameters.normal_(std=0.1)
+        unmerged = model(input_ids=ids)[0]
+        adapted.merge()
+        torch.testing.assert_close(model(input_ids=ids)[0], unmerged, rtol=1e-4, atol=1e-5)
+        if name == "gpt2":  # the head is tied to the embedding, and keeps the base's weight
+            assert model.lm_head.weight is model.transformer.wte.base_layer.weight or not (
+                torch.equal(model.lm_head.weight, model.transformer.wte.weight)
+            )
+        adapted.detach()
+
+
+def test_a_quantized_layer_merges_into_a_dense_one() -> None:
+    torch.manual_seed(0)
+    layer = NF4Linear.from_weight(torch.randn(24, 64), torch.randn(24), double_quant=True)
+    model = torch.nn.Sequential(layer)
+    packed = {key: value.clone() for key, value in model.state_dict().items()}
+    adapted = rango.attach(model, r=3, target_modules=["0"])
+    adapted.bank.parameters.normal_()
+    x = torch.randn(5, 64)
+    unmerged = model(x)
+    adapted.merge()
+    assert (model(x) - unmerged).norm() / unmerged.norm() < 1e-5
+    assert isinstance(adapted.modules["0"].base_layer, torch.nn.Linear)
+    adapted.unmerge()
+    assert torch.equal(model(x), unmerged)
+    assert adapted.detach()[0] is layer
+    assert all(torch.equal(value, packed[key]) for key, value in model.state_dict().items())
+
+
+def test_a_merged_factor_and_a_bf16_base() -> None:
+    model, ids = build("llama").bfloat16(), inputs()
+    adapted = rango.attach(model, r=3)
+    adapted.bank.parameters.normal_(std=0.1)
+    adapted.scale(0, 0.5)
+    site = adapted.sites["model.layers.0.mlp.up_proj"]
+    weight = model.model.layers[0].mlp.up_proj.weight
+    lora_A, lora_B = site.factors(0)
+    expected = weight.float() + 0.5 * site.scalings[0] * (lora_B @ lora_A)
+    unmerged = model(input_ids=ids)[0]
+    adapted.merge()
+    merged_weight = model.model.layers[0].mlp.up_proj.base_layer.weight
+    assert merged_weight.dtype == torch.bfloat16
+    torch.testing.assert_close(merged_weight, expected.bfloat16(), rtol=2**-7, atol=0)
+    torch.testing.assert_close(model(input_ids=ids)[0], unmerged, rtol=0.1, atol=0.05)

@@ -1,0 +1,47 @@
+"""Fixtures that several packages' tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import settings
+
+# a shared machine may stall for longer than hypothesis's deadline of 200 ms
+settings.register_profile("rango", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("rango")
+
+_HERE = Path(__file__).parent
+
+# tests are no package (importlib mode), so the builders of tiny models are made importable by name
+_spec = importlib.util.spec_from_file_location("models", _HERE / "models.py")
+if _spec is None or _spec.loader is None:
+    raise ImportError("tests/models.py is missing")
+_models = importlib.util.module_from_spec(_spec)
+sys.modules["models"] = _models
+_spec.loader.exec_module(_models)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU report their skip where there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def demo_base() -> Path:
+    """Folder of the embedded pretrained base."""
+    import rango
+
+    return Path(rango.__file__).parent / "demo" / "base"

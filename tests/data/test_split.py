@@ -1,0 +1,92 @@
+"""Hold out by a hash of the prompt."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rango.data.samples import Example, Message, Origin
+from rango.data.split import hold_out
+from rango.errors import ConfigError
+
+
+def ask(question: str, answer: str = "yes") -> Example:
+    messages = (Message("user", question), Message("assistant", answer))
+    return Example("chat", messages, Origin("data.jsonl", 1))
+
+
+def test_share_order_and_stability():
+    many = [ask(f"question {i}") for i in range(2000)]
+    train, valid = hold_out(many, 0.1)
+    assert 150 < len(valid) < 250
+    assert sorted([*train, *valid], key=many.index) == many
+    chosen = set(train)
+    assert train == [example for example in many if example in chosen]
+    fewer_train, fewer_valid = hold_out(many[:1000], 0.1)
+    assert set(fewer_train) <= set(train)
+    assert set(fewer_valid) <= set(valid)
+    assert set(valid) <= set(hold_out(many, 0.2)[1])
+
+
+def test_the_same_questions_are_always_held_out():
+    """The hash is a promise to data sets that grow: it may not change between versions."""
+    many = [ask(f"q{i}") for i in range(60)]
+    assert [many.index(example) for example in hold_out(many, 0.1)[1]] == [
+        7,
+        10,
+        19,
+        23,
+        24,
+        31,
+        49,
+    ]
+
+
+def test_copies_of_a_prompt_stay_together():
+    copies = [ask("same", "one"), ask("same", "two"), ask(" same\n", "three"), ask("other")]
+    train, valid = hold_out(copies, 0.5)
+    sides = [{m.messages[0].content.strip() for m in side} for side in (train, valid)]
+    assert sides[0].isdisjoint(sides[1])
+    assert all(sides)
+
+
+def test_conversations_with_one_beginning_stay_together():
+    begin = (Message("user", "hello"), Message("assistant", "hi"))
+    going_on = (*begin, Message("user", "bye"), Message("assistant", "bye"))
+    same = [Example("chat", m, Origin("a", 1)) for m in (begin, going_on)]
+    _, valid = hold_out([*same, ask("other")], 0.5)
+    assert len(valid) in (1, 2)
+    assert (same[0] in valid) == (same[1] in valid)
+
+
+def test_nothing_to_share():
+    assert hold_out([ask("a"), ask("b")], 0) == ([ask("a"), ask("b")], [])
+    assert hold_out([], 0.5) == ([], [])
+    train, valid = hold_out([ask("a"), ask("a", "no")], 0.5)
+    assert {len(train), len(valid)} == {0, 2}
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 2, float("nan")])
+def test_share_out_of_range(share):
+    with pytest.raises(ConfigError, match="valid_share"):
+        hold_out([ask("a")], share)
+
+
+@given(
+    st.lists(st.text("ab ", max_size=3), min_size=1, max_size=12),
+    st.floats(0.001, 0.999),
+    st.sampled_from(["chat", "text"]),
+)
+def test_both_sides_have_some_and_none_straddles(prompts, share, kind):
+    if kind == "chat":
+        examples = [ask(prompt) for prompt in prompts]
+    else:
+        examples = [Example("text", (Message("assistant", p),), Origin("a", 1)) for p in prompts]
+    train, valid = hold_out(examples, share)
+    assert len(train) + len(valid) == len(examples)
+    keys = [{" ".join(e.messages[0].content.split()) for e in side} for side in (train, valid)]
+    assert keys[0].isdisjoint(keys[1])
+    if len(keys[0] | keys[1]) > 1:
+        assert train
+        assert valid

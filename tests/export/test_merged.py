@@ -1,0 +1,83 @@
+"""Merged checkpoints compute what base and adapter compute, in transformers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import build, inputs
+from transformers import AutoModel, AutoModelForCausalLM
+
+import rango
+from rango.errors import AdapterError, OutputExistsError
+
+
+def _made(tmp_path: Path, name: str, scale: float = 0.1, **fields: object) -> tuple[Path, Path]:
+    build(name).save_pretrained(tmp_path / "base")
+    adapted = rango.attach(rango.load_base(tmp_path / "base"), r=3, **fields)
+    torch.manual_seed(0)
+    adapted.bank.parameters.normal_(std=scale)
+    return tmp_path / "base", rango.save_adapter(adapted, tmp_path / "adapter")
+
+
+def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float(((ours - theirs).norm() / theirs.norm()).detach())
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "falcon", "gpt2", "phi", "gemma", "bert"])
+def test_transformers_reads_what_was_trained(tmp_path: Path, name: str) -> None:
+    base, adapter = _made(tmp_path, name)
+    report = rango.merge_checkpoint(base, adapter, tmp_path / "merged")
+    assert report.surviving == pytest.approx(1, abs=1e-4)
+    assert 0.01 < report.update < 20
+    auto = AutoModel if name == "bert" else AutoModelForCausalLM
+    merged = auto.from_pretrained(tmp_path / "merged").eval()
+    adapted = rango.load_adapter(rango.load_base(base), adapter)
+    ids = inputs()
+    expected = adapted.model(input_ids=ids)[0]
+    assert _relative(merged(input_ids=ids)[0], expected) < 1e-5
+    # it is a base of its own: the adapter is not accepted on top of it
+    with pytest.raises(AdapterError, match="another base"):
+        rango.load_adapter(rango.load_base(tmp_path / "merged"), adapter)
+
+
+def test_an_adapted_embedding_is_untied_from_its_head(tmp_path: Path) -> None:
+    base, adapter = _made(tmp_path, "gpt2", target_modules=["wte", "c_attn[v]"])
+    rango.merge_checkpoint(base, adapter, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    adapted = rango.load_adapter(rango.load_base(base), adapter)
+    ids = inputs()
+    assert _relative(merged(input_ids=ids)[0], adapted.model(input_ids=ids)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_onto_nf4_says_how_little_survives(tmp_path: Path, name: str) -> None:
+    base, adapter = _made(tmp_path, name, scale=0.004)
+    report = rango.merge_checkpoint(base, adapter, tmp_path / "merged", onto="nf4")
+    assert report.onto == "nf4"
+    assert report.surviving < 0.5
+    loaded = rango.load_base(tmp_path / "merged")
+    assert loaded.quantize == "nf4"
+    assert loaded.model(input_ids=inputs())[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_nf4_checkpoint_merges_into_a_dense_one(tmp_path: Path, name: str) -> None:
+    build(name).save_pretrained(tmp_path / "source")
+    quantized = rango.load_base(tmp_path / "source", quantize="nf4")
+    rango.save_base(quantized, tmp_path / "base")
+    adapted = rango.attach(quantized, r=3)
+    adapted.bank.parameters.normal_(std=0.1)
+    adapter = rango.save_adapter(adapted, tmp_path / "adapter")
+    rango.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = inputs()
+    assert _relative(merged(input_ids=ids)[0], adapted.model(input_ids=ids)[0]) < 1e-5
+
+
+def test_an_output_that_exists_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "mine").write_text("x")
+    with pytest.raises(OutputExistsError):
+        rango.merge_checkpoint(tmp_path / "no base", tmp_path / "no adapter", tmp_path / "merged")
