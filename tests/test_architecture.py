@@ -39,6 +39,8 @@ def _imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "rango" and [alias.name for alias in node.names] == ["__version__"]:
+                continue  # a constant, not the public face
             found.add(node.module)
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return {name for name in found if name == "rango" or name.startswith("rango.")}

@@ -65,6 +65,19 @@ def test_a_quantized_layer_merges_into_a_dense_one() -> None:
     assert all(torch.equal(value, packed[key]) for key, value in model.state_dict().items())
 
 
+def test_a_quantized_layer_merges_into_the_type_the_model_computes_in() -> None:
+    torch.manual_seed(0)
+    stored = NF4Linear.from_weight(torch.randn(24, 64).bfloat16(), double_quant=False)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), stored)
+    adapted = rango.attach(model, r=3, target_modules=["1"])
+    adapted.bank.parameters.normal_()
+    x = torch.randn(5, 64)
+    unmerged = model(x)
+    adapted.merge()
+    assert adapted.modules["1"].weight.dtype == torch.float32
+    assert (model(x) - unmerged).norm() / unmerged.norm() < 1e-5
+
+
 def test_a_merged_factor_and_a_bf16_base() -> None:
     model, ids = build("llama").bfloat16(), inputs()
     adapted = rango.attach(model, r=3)

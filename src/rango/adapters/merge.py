@@ -35,14 +35,19 @@ class Merged:
 
 
 @torch.no_grad()
-def merge_row(modules: Mapping[str, AdaptedModule], row: int, factor: float = 1.0) -> Merged:
-    """Give each stand-in a base layer with the row merged in."""
+def merge_row(
+    modules: Mapping[str, AdaptedModule],
+    row: int,
+    factor: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Merged:
+    """Give each stand-in a base layer with the row merged in; see merged_module for dtype."""
     kept = []
     for stand_in in modules.values():
         delta = module_delta(stand_in, row)
         if delta is not None:
             kept.append((stand_in, stand_in.base_layer))
-            stand_in.base_layer = merged_module(stand_in.base_layer, delta * factor)
+            stand_in.base_layer = merged_module(stand_in.base_layer, delta * factor, dtype)
     return Merged(kept)
 
 
@@ -78,14 +83,21 @@ def base_weight(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-def merged_module(module: nn.Module, delta: Tensor) -> nn.Module:
-    """A module like `module` whose weight has ΔW added; `module` itself is left alone."""
-    weight = merged_weight(base_weight(module), delta)
+def merged_module(
+    module: nn.Module, delta: Tensor, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """A module like `module` whose weight has ΔW added; `module` itself is left alone.
+
+    dtype: of the dense layer that a quantized one becomes, which has to be what the model computes
+    in; by default that of the weight before it was quantized.
+    """
     if isinstance(module, NF4Linear):
+        weight = (module.dequantize(torch.float32) + delta).to(dtype or module.weight_dtype)
         dense = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         dense.weight = nn.Parameter(weight, requires_grad=False)
         dense.register_parameter("bias", module.bias)
         return dense.train(module.training)
+    weight = merged_weight(base_weight(module), delta)
     if isinstance(module, Conv1D):
         weight = weight.T.contiguous()
     merged = copy.copy(module)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
@@ -89,7 +90,7 @@ def model_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     try:
         with quiet_transformers():
             return CONFIG_MAPPING[model_type].from_dict(_cleaned(checkpoint.config))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a valid {model_type} configuration: {error}") from error
 
 

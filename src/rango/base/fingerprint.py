@@ -1,7 +1,7 @@
 """The base's fingerprint: which weights an adapter belongs to, whatever the sharding.
 
-It is the SHA-256 over the source checkpoint's tensors sorted by name, each entered as its name,
-type, shape and the SHA-256 of its bytes. Copies that other tools write of the same weights share
+It is the SHA-256 over one line a tensor of the source checkpoint, sorted: the JSON of [name, type,
+shape, SHA-256 of its bytes]. Copies that other tools write of the same weights share
 it: resharded ones have the same tensors, and where embeddings are tied, some writers store the
 head too and others leave it out, so there the vocabulary matrices are entered once and by content
 alone. A converted copy (quantized or cast) has other bytes; save_base notes the source's
@@ -12,6 +12,7 @@ believed only as long as it is about these tensors.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,10 @@ def combine(digests: Iterable[TensorDigest], tied_vocabulary: int | None) -> str
     for tensor in digests:
         tied = len(tensor.shape) == 2 and tensor.shape[0] == tied_vocabulary
         name = "" if tied else tensor.name
-        lines.add(f"{name}\n{tensor.dtype}\n{list(tensor.shape)}\n{tensor.digest}\n")
+        lines.add(json.dumps([name, tensor.dtype, list(tensor.shape), tensor.digest]))
     total = hashlib.sha256()
     for line in sorted(lines):
-        total.update(line.encode())
+        total.update(f"{line}\n".encode())
     return f"sha256:{total.hexdigest()}"
 
 

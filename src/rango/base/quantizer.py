@@ -96,7 +96,7 @@ class StreamQuantizer(HfQuantizer):
             self.plan.targets = {
                 name
                 for name, module in adaptable_modules(model).items()
-                if module.role not in ("head", "embedding")
+                if module.role != "embedding" and (self.plan.stored or module.role != "head")
             }
         return model
 

@@ -79,7 +79,7 @@ def merge_checkpoint(
         progress=progress,
     )
     adapted = load_adapter(base, adapter_folder)
-    dots = _merge_all(adapted, onto, double_quant, progress)
+    dots = _merge_all(adapted, base, onto, double_quant, progress)
     model = adapted.detach()
     _untie_if_they_differ(base.model)
     merged = base_from_model(base.model, source=f"{base_source} + {adapter_folder}")
@@ -111,22 +111,24 @@ class _Dots:
 
 
 @torch.no_grad()
-def _merge_all(adapted: Adapted, onto: Onto, double_quant: bool, progress: Progress) -> _Dots:
+def _merge_all(
+    adapted: Adapted, base: Base, onto: Onto, double_quant: bool, progress: Progress
+) -> _Dots:
     """Give each stand-in a merged base layer, for detach() to leave in the model."""
     dots = _Dots()
-    plain = _skeleton(adapted.base) if adapted.base else None
+    plain = _skeleton(base)
     for number, (name, stand_in) in enumerate(adapted.modules.items()):
         delta = module_delta(stand_in, 0)
         if delta is None:
             continue
         weight = base_weight(stand_in.base_layer).float()
-        merged = merged_module(stand_in.base_layer, delta)
+        merged = merged_module(stand_in.base_layer, delta, base.dtype)
         if onto == "nf4" and isinstance(stand_in.base_layer, NF4Linear):
             bias = stand_in.base_layer.bias
             merged = NF4Linear.from_weight(base_weight(merged), bias, double_quant)
         dots.add(weight, delta, base_weight(merged).float())
         # NF4 holds GPT-2's layers as (out, in); the checkpoint wants them as its own class does
-        if plain is not None and isinstance(plain.get_submodule(name), Conv1D):
+        if isinstance(plain.get_submodule(name), Conv1D):
             merged = _as_conv1d(merged)
         stand_in.base_layer = merged
         progress("merging", number + 1, len(adapted.modules), "module")
