@@ -1,0 +1,1 @@
+"""What a model is worth: loss, perplexity, accuracy, exact match, forgetting, proof."""

@@ -1,0 +1,111 @@
+"""The decoding loop against transformers' own, and batches against each sequence alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import models
+import pytest
+import torch
+from torch import nn
+
+from rango.errors import ConfigError, DataError
+from rango.generation.decode import decode
+
+NEW = 12
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=-1)
+
+
+def written(
+    model: nn.Module, prompts: Sequence[list[int]], limit: int = NEW, ends: Sequence[int] = ()
+) -> list[list[int]]:
+    sequences: list[list[int]] = [[] for _ in prompts]
+    passes = decode(model, prompts, limits=[limit] * len(prompts), ends=ends, choose=greedy)
+    for tokens in passes:
+        for sequence, token in zip(sequences, tokens, strict=True):
+            if token is not None:
+                sequence.append(token)
+    return sequences
+
+
+def transformers_own(model: nn.Module, prompt: list[int]) -> list[int]:
+    output = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=NEW,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", [*models.CAUSAL, "falcon_grouped", "gemma2", "phi3", "mixtral"])
+def test_greedy_equals_transformers_and_batches_equal_each_alone(name: str) -> None:
+    model = models.build(name, seed=3)
+    with torch.no_grad():  # layers that count for more than the last token's embedding
+        for module in model.base_model.modules():
+            if not isinstance(module, nn.Embedding):
+                for parameter in module.parameters(recurse=False):
+                    parameter.mul_(6 if parameter.ndim > 1 else 1)
+    prompts = [ids.tolist() for ids in models.inputs(3, 14)]
+    prompts = [prompts[0], prompts[1][:5], prompts[2][:1]]
+    alone = [transformers_own(model, prompt) for prompt in prompts]
+    assert len({token for tokens in alone for token in tokens}) > 4
+    assert written(model, prompts) == alone
+    for prompt, expected in zip(prompts, alone, strict=True):
+        assert written(model, [prompt]) == [expected]
+
+
+def test_each_sequence_stops_at_its_own_end() -> None:
+    model = models.build("llama")
+    prompts = [ids.tolist() for ids in models.inputs(2, 6)]
+    free = written(model, prompts)
+    end = free[0][2]
+    stopped = written(model, prompts, ends=[end])
+    assert stopped[0] == free[0][: free[0].index(end) + 1]
+    cut = free[1].index(end) + 1 if end in free[1] else NEW
+    assert stopped[1] == free[1][:cut]
+
+
+def test_limits_are_per_sequence_and_reach_the_last_position() -> None:
+    model = models.build("gpt2", n_positions=16)  # learned positions: one beyond would be an error
+    prompts = [list(range(3, 15)), [5, 6]]
+    sequences: list[list[int]] = [[], []]
+    for tokens in decode(model, prompts, limits=[4, 14], ends=(), choose=greedy):
+        for sequence, token in zip(sequences, tokens, strict=True):
+            if token is not None:
+                sequence.append(token)
+    assert [len(sequence) for sequence in sequences] == [4, 14]
+
+
+def test_modes_are_restored() -> None:
+    model = models.build("llama")
+    model.train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    written(model, [[3, 4]], limit=2)
+    assert [module.training for module in model.modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("prompts", "limit", "error", "words"),
+    [
+        ([[3] * 120], 20, ConfigError, "128 positions: lower max_new_tokens to at most 8"),
+        ([[3] * 200], 20, ConfigError, "lower the length of the prompt"),
+        ([[3], []], 20, DataError, "prompt 2 has no tokens"),
+        ([[3]], 0, ConfigError, "expected at least 1"),
+    ],
+)
+def test_refusals(prompts: list[list[int]], limit: int, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        written(models.build("llama"), prompts, limit=limit)
+
+
+@pytest.mark.parametrize("model", [models.build("bert"), nn.Linear(2, 2)])
+def test_only_causal_models_generate(model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="causal language model"):
+        written(model, [[3]])
