@@ -1,0 +1,1 @@
+"""The config, the optimizer, the checkpoint, the loop."""

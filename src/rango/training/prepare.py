@@ -1,0 +1,139 @@
+"""From the files of a run's config to samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rango.base.load import Base
+from rango.data.config import DataConfig
+from rango.data.read import read_examples
+from rango.data.samples import Example, Sample
+from rango.data.split import hold_out
+from rango.data.tokenize import Tokenized, digest, tokenize
+from rango.errors import DataError
+from rango.files.digests import json_digest
+from rango.progress import Progress, silent
+
+GENERAL_SAMPLES = 64
+"""Forgetting is measured on at most this many samples, the first of the file."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Everything a run reads, as tokens."""
+
+    train: Tokenized
+    valid: list[Sample]
+    general: list[Sample]
+    general_on: str
+    """What the general text is, in words."""
+    digest: str
+    """Of all three."""
+    skipped: int
+    """Samples left out as too long, of training and held-out ones."""
+
+    def facts(self, config: DataConfig) -> dict[str, Any]:
+        """For rango.json and the reports."""
+        return {
+            "digest": self.digest,
+            "train_samples": len(self.train.samples),
+            "valid_samples": len(self.valid),
+            "train_tokens": self.train.tokens,
+            "supervised_tokens": self.train.supervised,
+            "skipped": self.skipped,
+            "truncated": self.train.truncated,
+            "max_length": config.max_length,
+            "loss_on": config.loss_on,
+        }
+
+
+def prepare_samples(config: DataConfig, tokenizer: Any, progress: Progress = silent) -> Samples:
+    """Read, hold out, tokenize.
+
+    Raises DataError where a file cannot be used or nothing is left to train on, TokenizerError
+    where the tokenizer lacks what the files need.
+    """
+
+    def tokens(examples: Sequence[Example]) -> Tokenized:
+        return tokenize(
+            examples,
+            tokenizer,
+            max_length=config.max_length,
+            too_long=config.too_long,
+            loss_on=config.loss_on,
+            progress=progress,
+        )
+
+    examples = read_examples(config.train)
+    if config.valid is None:
+        examples, held_out = hold_out(examples, config.valid_share)
+    else:
+        held_out = read_examples(config.valid)
+    train = tokens(examples)
+    valid = tokens(held_out) if held_out else None
+    valid_samples = valid.samples if valid else []
+    general, general_on = _general(config, tokenizer, valid_samples, progress)
+    return Samples(
+        train=train,
+        valid=valid_samples,
+        general=general,
+        general_on=general_on,
+        digest=json_digest([train.digest, valid.digest if valid else None, digest(general)]),
+        skipped=len(train.skipped) + (len(valid.skipped) if valid else 0),
+    )
+
+
+def prompts_of(samples: Sequence[Sample]) -> list[Sample]:
+    """What stands before each sample's first answer, every token of it a target; a sample without
+    such a prompt (plain text) as it is."""
+    prompts = []
+    for sample in samples[:GENERAL_SAMPLES]:
+        length = sample.supervised.index(True) if True in sample.supervised else len(sample)
+        if length < 2:
+            prompts.append(sample)
+            continue
+        every = (False, *[True] * (length - 1))
+        prompts.append(
+            dataclasses.replace(
+                sample, input_ids=sample.input_ids[:length], supervised=every, content=every
+            )
+        )
+    return prompts
+
+
+def _general(
+    config: DataConfig, tokenizer: Any, valid: Sequence[Sample], progress: Progress
+) -> tuple[list[Sample], str]:
+    if config.general is None:
+        return prompts_of(valid), "the prompts of the held-out samples"
+    found = tokenize(
+        read_examples(config.general),
+        tokenizer,
+        max_length=config.max_length,
+        too_long="truncate",
+        loss_on="all",
+        progress=progress,
+    )
+    return found.samples[:GENERAL_SAMPLES], "general text"
+
+
+def check_fit(samples: Samples, base: Base) -> None:
+    """Raise DataError where a sample has a token without an embedding in the base, or more tokens
+    than the base has positions."""
+    vocabulary = base.model.get_input_embeddings().weight.shape[0]
+    positions = getattr(base.config, "max_position_embeddings", None)
+    for sample in [*samples.train.samples, *samples.valid, *samples.general]:
+        if max(sample.input_ids) >= vocabulary:
+            raise DataError(
+                f"{sample.origin}: token id {max(sample.input_ids)}, and {base.source} has "
+                f"embeddings for 0 to {vocabulary - 1}; is the tokenizer beside it its own?"
+            )
+        if positions is not None and len(sample) > positions:
+            raise DataError(
+                f"{sample.origin}: {len(sample)} tokens, and {base.source} has positions for "
+                f"{positions}; set data.max_length to {positions} and data.too_long to skip or "
+                "truncate"
+            )

@@ -1,0 +1,66 @@
+"""From files to samples, and the text that forgetting is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rango.base.tokenizer import load_tokenizer
+from rango.data.config import DataConfig
+from rango.training.prepare import GENERAL_SAMPLES, prepare_samples, prompts_of
+
+
+@pytest.fixture
+def tokenizer(base_folder: Path) -> Any:
+    return load_tokenizer(str(base_folder))
+
+
+def test_a_share_is_held_out(data_file: Path, tokenizer: Any) -> None:
+    found = prepare_samples(DataConfig(str(data_file), valid_share=0.25), tokenizer)
+    assert len(found.train.samples) + len(found.valid) == 40
+    assert 0 < len(found.valid) < 20
+    facts = found.facts(DataConfig(str(data_file)))
+    assert facts["train_samples"] == len(found.train.samples)
+    assert facts["digest"] == found.digest
+
+
+def test_a_file_of_its_own_is_held_out_whole(
+    data_file: Path, make_data: Callable[..., Path], tokenizer: Any
+) -> None:
+    valid = make_data("valid.jsonl", range(40, 45))
+    found = prepare_samples(DataConfig(str(data_file), valid=str(valid)), tokenizer)
+    assert (len(found.train.samples), len(found.valid)) == (40, 5)
+    other = prepare_samples(
+        DataConfig(str(data_file), valid=str(make_data("v.jsonl", range(41, 46)))), tokenizer
+    )
+    assert found.digest != other.digest
+    assert found.train.digest == other.train.digest
+
+
+def test_nothing_is_held_out_on_request(data_file: Path, tokenizer: Any) -> None:
+    found = prepare_samples(DataConfig(str(data_file), valid_share=0.0), tokenizer)
+    assert not found.valid
+    assert not found.general
+
+
+def test_prompts_end_where_the_first_answer_begins(data_file: Path, tokenizer: Any) -> None:
+    found = prepare_samples(DataConfig(str(data_file), valid_share=0.5), tokenizer)
+    for prompt, sample in zip(prompts_of(found.valid), found.valid, strict=True):
+        length = len(prompt)
+        assert prompt.input_ids == sample.input_ids[:length]
+        assert sample.supervised[length]
+        assert prompt.supervised == (False, *[True] * (length - 1))
+
+
+def test_prompts_are_not_too_many(make_samples: Callable[..., Any]) -> None:
+    assert len(prompts_of(make_samples(GENERAL_SAMPLES + 5))) == GENERAL_SAMPLES
+
+
+def test_plain_text_has_no_prompt_and_serves_whole(tmp_path: Path, tokenizer: Any) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"one two three {word}" for word in ("four", "five", "six")))
+    found = prepare_samples(DataConfig(str(text), valid_share=0.4), tokenizer)
+    assert prompts_of(found.valid) == found.valid
