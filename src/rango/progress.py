@@ -6,11 +6,13 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called as work advances; `done` and `total` are in the task's own `unit`."""
+    """What long work calls as it advances."""
 
     def __call__(
         self, task: str, done: float, total: float, unit: str = "", note: str = ""
-    ) -> None: ...
+    ) -> None:
+        """`done` of `total` units of `task` are done; `note` says how it goes."""
+        ...
 
 
 def silent(task: str, done: float, total: float, unit: str = "", note: str = "") -> None:

@@ -83,9 +83,7 @@ def base_weight(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-def merged_module(
-    module: nn.Module, delta: Tensor, dtype: torch.dtype | None = None
-) -> nn.Module:
+def merged_module(module: nn.Module, delta: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
     """A module like `module` whose weight has ΔW added; `module` itself is left alone.
 
     dtype: of the dense layer that a quantized one becomes, which has to be what the model computes

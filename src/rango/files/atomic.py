@@ -42,9 +42,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except Exception as error:
         # safetensors reports a full disk as its own error, with the system's words inside
         if "No space left on device" in str(error):
-            raise StorageError(
-                f"{path}: cannot be written: {_REFUSALS[errno.ENOSPC]}"
-            ) from error
+            raise StorageError(f"{path}: cannot be written: {_REFUSALS[errno.ENOSPC]}") from error
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shlex
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -79,10 +80,14 @@ def train(config: RunConfig, *, resume: bool = False, progress: Progress = silen
             )
         except KeyboardInterrupt as interruption:
             raise KeyboardInterrupt(
-                f"{interruption or 'interrupted'}; to continue: rango train --config "
-                f"{folder.path / 'config.yaml'} --resume"
+                f"{interruption or 'interrupted'}; to continue: {_resume_command(folder)}"
             ) from interruption
         return finish(folder, config, model, tokenizer, samples, trained, recorder, progress)
+
+
+def _resume_command(folder: RunFolder) -> str:
+    words = ["rango", "train", "--config", str(folder.path / "config.yaml"), "--resume"]
+    return shlex.join(words)
 
 
 def _with_defaults(config: RunConfig) -> RunConfig:

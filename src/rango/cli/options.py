@@ -1,0 +1,41 @@
+"""Options that several commands share.
+
+jsonargparse runs the TYPE_CHECKING imports of every module whose dataclass it reads; so a module
+with options has none, else `--help` would import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rango.base.config import BaseDtype, Quantize
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The base and how to hold it."""
+
+    base: str
+    """Folder of a Hugging Face checkpoint, or its name on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: BaseDtype = "as stored"
+    """Type of the weights in memory."""
+    quantize: Quantize = "none"
+    """nf4 holds the linear layers in 4 bits."""
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How to answer."""
+
+    max_new_tokens: int = 256
+    """Longest answer in tokens."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above it, samples."""
+    top_p: float = 1.0
+    """Sample only from the likeliest tokens that together have this probability."""
+    top_k: int = 0
+    """Sample only from this many likeliest tokens; 0 for all."""
+    seed: int = 0
+    """Seed of sampling."""

@@ -1,0 +1,1 @@
+"""The embedded base, its data, and the comparison of methods on them."""

@@ -1,0 +1,1 @@
+"""Tables, plots, the model card and the HTML report, from plain data."""
