@@ -1,6 +1,6 @@
 """Pretrain the demo base model on two CPU cores.
 
-    torchrun --nproc-per-node 2 pretrain.py --build BUILD [--docs DIR] [--minutes 84]
+    torchrun --nproc-per-node 2 pretrain.py --build BUILD [--docs DIR] [--minutes 65]
     python pretrain.py --build BUILD --export OUT
 
 BUILD takes the tokenizer, the token files and a checkpoint every few minutes;
@@ -66,8 +66,8 @@ def prepare(build: Path, docs: Path | None) -> PreTrainedTokenizerBase:
         texts = pretraining_texts(docs)
         tokenizer = train_tokenizer(texts)
         tokenizer.save_pretrained(build / "tokenizer")
-        ids = np.concatenate([np.array(tokenizer(t).input_ids, dtype=np.uint16) for t in texts])
-        np.save(build / "train.npy", ids)
+        ids = [np.array(tokenizer(t, verbose=False).input_ids, dtype=np.uint16) for t in texts]
+        np.save(build / "train.npy", np.concatenate(ids))
         (build / "general.json").write_text(json.dumps(general_texts(docs)))
     return AutoTokenizer.from_pretrained(build / "tokenizer")
 
@@ -108,7 +108,7 @@ def held_out_loss(
     """Nats per token and bits per byte of the general texts."""
     total, count = 0.0, 0
     for text in texts:
-        ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(text).input_ids])
+        ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(text, verbose=False).input_ids])
         for start in range(0, len(ids) - 1, LONG_CONTEXT):
             part = ids[start : start + LONG_CONTEXT + 1]
             logits = model(input_ids=part[None, :-1]).logits[0].float()
@@ -223,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--docs", type=Path, help="the documentation's .rst sources")
-    parser.add_argument("--minutes", type=float, default=80)
+    parser.add_argument("--minutes", type=float, default=65)
     parser.add_argument("--finish-when", type=Path)
     parser.add_argument("--export", type=Path, metavar="OUT")
     args = parser.parse_args()

@@ -29,6 +29,7 @@ _HOMES = {
     "inspect_base": "rango.base.inspect",
     "load_adapter": "rango.adapters.files",
     "load_base": "rango.base.load",
+    "load_base_for": "rango.adapters.matching",
     "load_tokenizer": "rango.base.tokenizer",
     "merge_checkpoint": "rango.export.merged",
     "read_examples": "rango.data.read",

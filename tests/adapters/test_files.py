@@ -97,6 +97,21 @@ def test_the_files_are_pefts(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
+def test_a_name_that_another_ends_in_keeps_its_own_rank(tmp_path: Path) -> None:
+    def make() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.ModuleDict(
+            {"up": torch.nn.Linear(8, 8), "block": torch.nn.ModuleDict({"up": torch.nn.Linear(8, 8)})}
+        )
+
+    adapted = rango.attach(make(), r=3, rank_pattern={"^up": 5})
+    assert [site.ranks for site in adapted.sites.values()] == [[5], [3]]
+    adapted.bank.parameters.normal_()
+    rango.save_adapter(adapted, tmp_path / "a")
+    loaded = rango.load_adapter(make(), tmp_path / "a")
+    assert torch.equal(loaded.bank.parameters, adapted.bank.parameters)
+
+
 def test_targets_of_some_layers_are_written_by_their_whole_names(tmp_path: Path) -> None:
     folder = _saved(tmp_path, target_modules="attention", layers="1")
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -24,7 +24,13 @@ class DropoutKey:
 
 
 def keep_mask(
-    key: DropoutKey, row: int, module: str, tokens: Tensor | None, shape: tuple[int, int], p: float
+    key: DropoutKey,
+    row: int,
+    module: str,
+    tokens: Tensor | None,
+    shape: tuple[int, int],
+    p: float,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Bool (n, features): True where an element is kept, each with probability 1 - p.
 
@@ -32,9 +38,8 @@ def keep_mask(
     fraction of one, is at least p.
     """
     count, features = shape
-    device = tokens.device if tokens is not None else torch.device("cpu")
     if key.token_ids is not None:
-        ids = key.token_ids.flatten()
+        ids = key.token_ids.flatten().to(device)
         ids = ids if tokens is None else ids[tokens]
     else:
         ids = torch.arange(count, device=device) if tokens is None else tokens

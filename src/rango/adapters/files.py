@@ -90,7 +90,9 @@ def save_adapter(
         "base": {
             "fingerprint": base.fingerprint if base else None,
             "source": base.source if base else None,
+            "dtype": str(base.dtype).removeprefix("torch.") if base else None,
             "quantize": base.quantize if base else None,
+            "double_quant": base.double_quant if base else None,
         },
         "config": dataclasses.asdict(adapted.config_of(row)),
         "parts": part_ranks(adapted.modules, row),

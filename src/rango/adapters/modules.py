@@ -82,7 +82,7 @@ class Site(nn.Module):
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         """y (..., out) plus the rows' contributions for x (..., in), or ids (...)."""
         leading = x.shape if self.embedding else x.shape[:-1]
-        plan = self.switch.routing.plan(tuple(leading))
+        plan = self.switch.routing.plan(tuple(leading), x.device)
         parts = [self._part(segment, x) for segment in plan if self.ranks[segment.row]]
         if not parts:
             return y
@@ -103,8 +103,10 @@ class Site(nn.Module):
             return part
         count = x.shape[:-1].numel() if segment.tokens is None else len(segment.tokens)
         key = self.switch.dropout_key(self.bank.rows)
-        keep = keep_mask(key, row, self.name, segment.tokens, (count, x.shape[-1]), p)
-        return replace(part, keep=keep.to(x.device), drop=p)
+        keep = keep_mask(
+            key, row, self.name, segment.tokens, (count, x.shape[-1]), p, device=x.device
+        )
+        return replace(part, keep=keep, drop=p)
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""

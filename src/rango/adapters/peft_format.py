@@ -54,7 +54,7 @@ def adapter_config(
     transposed = any(isinstance(adapted.modules[name].base_layer, Conv1D) for name in names)
     return {
         "alpha_pattern": {
-            tensors.module: _plain(tensors.lora_alpha)
+            _pattern_key(tensors.module, names): _plain(tensors.lora_alpha)
             for tensors in exported
             if tensors.lora_alpha != config.lora_alpha
         },
@@ -73,7 +73,9 @@ def adapter_config(
         "peft_type": "LORA",
         "r": config.r,
         "rank_pattern": {
-            tensors.module: tensors.r for tensors in exported if tensors.r != config.r
+            _pattern_key(tensors.module, names): tensors.r
+            for tensors in exported
+            if tensors.r != config.r
         },
         "revision": None,
         "target_modules": _target_names(adapted, names),
@@ -290,6 +292,12 @@ def _pair_faults(
             )
         elif not torch.isfinite(tensor).all():
             yield f"{module}.lora_{letter}: holds values that are not finite"
+
+
+def _pattern_key(name: str, names: set[str]) -> str:
+    """A module's key in rank_pattern and alpha_pattern. They match the end of a name, so one that
+    another ends in is tied to the beginning."""
+    return f"^{name}" if any(other.endswith(f".{name}") for other in names) else name
 
 
 def _target_names(adapted: Adapted, names: set[str]) -> list[str]:

@@ -50,7 +50,7 @@ class Routing:
     """Lanes whose contributions add up: one, or several for a blend of adapters."""
 
     lanes: tuple[Lane, ...]
-    _plans: dict[tuple[int, ...], tuple[Segment, ...]] = field(
+    _plans: dict[tuple[object, ...], tuple[Segment, ...]] = field(
         default_factory=dict, compare=False, repr=False
     )
 
@@ -86,22 +86,28 @@ class Routing:
         """The sum of several routings' contributions."""
         return Routing(tuple(lane for routing in routings for lane in routing.lanes))
 
-    def plan(self, leading: tuple[int, ...]) -> tuple[Segment, ...]:
-        """Segments for a module whose input is (*leading, in); made once and shared by layers."""
-        if leading not in self._plans:
-            self._plans[leading] = tuple(
-                segment for lane in self.lanes for segment in _segments(lane, leading)
+    def plan(
+        self, leading: tuple[int, ...], device: torch.device | None = None
+    ) -> tuple[Segment, ...]:
+        """Segments for a module whose input is (*leading, in), with their tensors on `device`; made
+        once and shared by layers."""
+        key = (leading, device)
+        if key not in self._plans:
+            self._plans[key] = tuple(
+                segment for lane in self.lanes for segment in _segments(lane, leading, device)
             )
-        return self._plans[leading]
+        return self._plans[key]
 
 
-def _segments(lane: Lane, leading: tuple[int, ...]) -> list[Segment]:
+def _segments(
+    lane: Lane, leading: tuple[int, ...], device: torch.device | None
+) -> list[Segment]:
     if lane.rows.ndim == 0:
         row = int(lane.rows)
         scale = 1.0 if lane.scales is None else float(lane.scales)
         return [] if row == NO_ROW else [Segment(row, None, scale)]
-    rows = _per_token(lane.rows, leading)
-    scales = None if lane.scales is None else _per_token(lane.scales, leading)
+    rows = _per_token(lane.rows, leading).to(device)
+    scales = None if lane.scales is None else _per_token(lane.scales, leading).to(device)
     segments = []
     for row in rows.unique().tolist():
         if row == NO_ROW:

@@ -82,7 +82,7 @@ class LinearUpdate(torch.autograd.Function):
         inner = []
         for part in parts:
             h = part.dropped(part.take(tokens).to(lora_A.dtype)) @ lora_A[part.row].T  # (n, r)
-            _add(part, outputs, columns, (h * part.scale) @ lora_B[part.row].T)
+            _add_product(part, outputs, columns, h * part.scale, lora_B[part.row].T)
             inner.append(h)
         ctx.save_for_backward(x, lora_A, lora_B, *inner)
         ctx.bank, ctx.keys, ctx.parts, ctx.columns = bank, keys, parts, columns
@@ -97,18 +97,25 @@ class LinearUpdate(torch.autograd.Function):
         _, needs_x, needs_A, needs_B, *_ = ctx.needs_input_grad
         tokens = x.reshape(-1, x.shape[-1])
         grads = grad_y.reshape(-1, grad_y.shape[-1])
-        grad_x = torch.zeros_like(tokens, dtype=lora_A.dtype) if needs_x else None
+        grad_x: Tensor | None = None
         grad_A, grad_B = _Gradients(ctx.bank, ctx.keys[0]), _Gradients(ctx.bank, ctx.keys[1])
         for part, h in zip(ctx.parts, inner, strict=True):
             g = part.take(grads if ctx.columns is None else grads[:, ctx.columns])
-            g = g.to(lora_B.dtype) * part.scale  # (n, columns)
-            gh = g @ lora_B[part.row]  # (n, r)
+            g = g.to(lora_B.dtype)  # (n, columns)
+            # scaled where it is narrow: diag(s)·g·B = diag(s)·(g·B), (diag(s)·g)ᵀ·h = gᵀ·diag(s)·h
+            gh = (g @ lora_B[part.row]) * part.scale  # (n, r)
             if needs_B:
-                grad_B.add(part.row, g.T @ h)
+                grad_B.add(part.row, g.T @ (h * part.scale))
             if needs_A:
                 grad_A.add(part.row, gh.T @ part.dropped(part.take(tokens).to(lora_A.dtype)))
-            if grad_x is not None:
-                part.add_to(grad_x, part.dropped(gh @ lora_A[part.row]))
+            if needs_x:
+                change = part.dropped(gh @ lora_A[part.row])
+                if grad_x is None and part.tokens is None:
+                    grad_x = change  # the usual case: there is nothing yet to add to
+                else:
+                    if grad_x is None:
+                        grad_x = torch.zeros_like(tokens, dtype=lora_A.dtype)
+                    part.add_to(grad_x, change)
         return (
             grad_y,
             None if grad_x is None else grad_x.to(x.dtype).view_as(x),
@@ -186,6 +193,16 @@ class _Gradients:
         return None if self.single is None else self.single[None]
 
 
+def _add_product(
+    part: Part, outputs: Tensor, columns: Columns, left: Tensor, right: Tensor
+) -> None:
+    """outputs[tokens, columns] += left · right, without a copy of the product where it can be."""
+    if part.tokens is None and not isinstance(columns, Tensor) and outputs.dtype == left.dtype:
+        (outputs if columns is None else outputs[:, columns]).addmm_(left, right)
+    else:
+        _add(part, outputs, columns, left @ right)
+
+
 def _add(part: Part, outputs: Tensor, columns: Columns, values: Tensor) -> None:
     if columns is None:
         part.add_to(outputs, values)
@@ -193,4 +210,4 @@ def _add(part: Part, outputs: Tensor, columns: Columns, values: Tensor) -> None:
         part.add_to(outputs[:, columns], values)
     else:
         whole = values.new_zeros(len(values), outputs.shape[1])
-        part.add_to(outputs, whole.index_copy_(1, columns, values))
+        part.add_to(outputs, whole.index_copy_(1, columns.to(values.device), values))

@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> None:
     if parsed.compare and not options.adapter:
         raise ConfigError("--compare lets the base answer beside an adapter: give --adapter")
     with ProgressBars() as progress:
-        base = load(collect(ModelOptions, parsed), progress)
+        base = load(collect(ModelOptions, parsed), options.adapter, progress)
         tokenizer = rango.load_tokenizer(base.path)
         adapted = rango.load_adapter(base, options.adapter) if options.adapter else None
     speakers = {"adapted" if adapted else "base": contextlib.nullcontext}

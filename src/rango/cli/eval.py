@@ -83,7 +83,7 @@ def _measure(
 ) -> dict[str, Any]:
     examples = rango.read_examples(options.data, progress=progress)
     general = rango.read_examples(options.general) if options.general else None
-    base = load(model, progress)
+    base = load(model, options.adapter, progress)
     tokenizer = rango.load_tokenizer(base.path)
     fitted = {"max_length": options.max_length, "progress": progress}
     samples = rango.tokenize(

@@ -70,7 +70,8 @@ def main(words: Sequence[str]) -> None:
         raise ConfigError("--compare lets the base answer beside an adapter: give --adapter")
     prompts = _prompts(options, parsed.raw)
     with ProgressBars() as progress:
-        base = load(collect(ModelOptions, parsed), progress)
+        first = parsed.adapter[0] if parsed.adapter else None
+        base = load(collect(ModelOptions, parsed), first, progress)
         answers = _answers(base, parsed, prompts, options, progress)
     texts = {name: [completion.text for completion in found] for name, found in answers.items()}
     if parsed.json:

@@ -11,8 +11,6 @@ from jsonargparse import ArgumentParser
 
 import rango
 from rango.base.config import Quantize
-from rango.cli.models import load
-from rango.cli.options import ModelOptions
 from rango.cli.output import as_facts, print_json, show
 from rango.cli.parsing import add_json_flag, collect, new_parser, parse
 from rango.cli.progress import ProgressBars
@@ -56,8 +54,8 @@ def main(words: Sequence[str]) -> None:
         if kind == "adapter":
             facts = as_facts(rango.inspect_adapter(options.path))
         else:
-            base = load(ModelOptions(options.path, quantize=options.quantize), progress)
-            facts = as_facts(rango.inspect_base(base))
+            found = rango.inspect_base(options.path, quantize=options.quantize, progress=progress)
+            facts = as_facts(found)
     if parsed.json:
         print_json({"holds": kind, **facts})
         return

@@ -44,6 +44,9 @@ EXAMPLE = """  rango train --base.model BASE --data.train chats.jsonl --output r
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # threads that wait give their core away: spinning, as is OpenMP's default, makes a machine that
+    # does anything else meanwhile several times slower (read when torch is imported)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = _dispatch(words)
         sys.stdout.flush()

@@ -12,12 +12,21 @@ if TYPE_CHECKING:
     from rango.base.load import Base
 
 
-def load(options: ModelOptions, progress: Progress) -> Base:
-    """The base that the options name."""
+def load(options: ModelOptions, adapter: str | None, progress: Progress) -> Base:
+    """The base that the options name, held as the adapter's training held it unless they say."""
+    if adapter is not None:
+        return rango.load_base_for(
+            adapter,
+            options.base,
+            dtype=options.dtype,
+            quantize=options.quantize,
+            revision=options.revision,
+            progress=progress,
+        )
     return rango.load_base(
         options.base,
-        dtype=options.dtype,
-        quantize=options.quantize,
+        dtype=options.dtype or "as stored",
+        quantize=options.quantize or "none",
         revision=options.revision,
         progress=progress,
     )

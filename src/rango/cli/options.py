@@ -19,10 +19,10 @@ class ModelOptions:
     """Folder of a Hugging Face checkpoint, or its name on the hub."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    dtype: BaseDtype = "as stored"
-    """Type of the weights in memory."""
-    quantize: Quantize = "none"
-    """nf4 holds the linear layers in 4 bits."""
+    dtype: BaseDtype | None = None
+    """Type of the weights in memory; by default that of the adapter's training, else as stored."""
+    quantize: Quantize | None = None
+    """nf4 holds the linear layers in 4 bits; by default as in the adapter's training, else none."""
 
 
 @dataclass(frozen=True)

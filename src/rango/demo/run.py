@@ -37,8 +37,10 @@ from rango.tracking.events import read_events
 from rango.training.config import RunConfig, TrainingConfig
 
 MAX_LENGTH = 320
-EPOCHS = 2.0
-EVAL_EVERY = 50
+EPOCHS = 1.0
+EVAL_EVERY = 35
+MICRO_TOKENS = 512
+"""In a model this small attention over long packed rows is what costs most."""
 SHOWN = 6
 """Test questions whose answers are shown."""
 ANSWER_TOKENS = 40
@@ -136,8 +138,8 @@ def run_demo(
 
 
 _NOTES = (
-    "The task: a Python function without its docstring, answered by the docstring's first "
-    "sentence. The base was pretrained on other files of the same library.",
+    "The task: a Python function without its docstring, answered by how to call it and the "
+    "docstring's first sentence. The base was pretrained on other files of the same library.",
     "Loss, accuracy and samples are on held-out functions from files that neither pretraining nor "
     "training saw; content leaves out the end-of-turn marker. Forgetting is the KL divergence "
     "from the base on held-out text of the kind it was pretrained on.",
@@ -179,7 +181,7 @@ class _Judge:
 
     def loss(self, model: nn.Module) -> float:
         """Loss on the test samples."""
-        return evaluate(model, self._test, packed=True).loss
+        return evaluate(model, self._test, micro_tokens=MICRO_TOKENS, packed=True).loss
 
     def samples(self) -> list[dict[str, str]]:
         """Question, expected answer, and each method's."""
@@ -194,6 +196,7 @@ class _Judge:
 
     def _measure(self, name: str, model: nn.Module, **facts: Any) -> Measured:
         progress = _labelled(f"{name}: ", self._progress)
+        how: dict[str, Any] = {"micro_tokens": MICRO_TOKENS, "packed": True, "progress": progress}
         if name not in self._answers:  # of several seeds, the first speaks
             questions = [example.messages[:-1] for example in self._shown]
             completions = generate(
@@ -206,10 +209,8 @@ class _Judge:
             self._answers[name] = [completion.text.strip() for completion in completions]
         return Measured(
             method=name,
-            evaluation=evaluate(model, self._test, packed=True, progress=progress),
-            forgetting=forgetting(
-                model, self._general, base=self._base.model, packed=True, progress=progress
-            ),
+            evaluation=evaluate(model, self._test, **how),
+            forgetting=forgetting(model, self._general, base=self._base.model, **how),
             **facts,
         )
 
@@ -260,6 +261,7 @@ def _config(method: Method, seed: int, output: Path, max_steps: int | None) -> R
             max_steps=max_steps,
             learning_rate=method.learning_rate,
             schedule="linear",
+            micro_tokens=MICRO_TOKENS,
             eval_every=EVAL_EVERY if max_steps is None else None,
             seed=seed,
         ),

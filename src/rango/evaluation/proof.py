@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from rango.adapters.attach import Adapted
 from rango.adapters.files import FACTS, load_adapter, read_adapter
+from rango.adapters.matching import load_base_for
 from rango.base.config import BaseDtype, Quantize
-from rango.base.load import Base, load_base
+from rango.base.load import Base
 from rango.base.tokenizer import load_tokenizer
 from rango.data.tokenize import render_prompt
 from rango.errors import CheckpointError, VerificationError
@@ -37,8 +38,6 @@ from rango.evaluation.probe import difference, observe, probe_ids
 from rango.files.atomic import write_text
 from rango.generation.generate import Prompt
 from rango.progress import Progress, silent
-
-_DTYPES: dict[Any, BaseDtype] = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -137,13 +136,8 @@ def verify(
     if isinstance(base_source, Base):
         base = base_source
     else:
-        noted = probe or _section(facts, "base")
-        base = load_base(
-            base_source,
-            dtype=dtype or _DTYPES.get(noted.get("dtype"), "as stored"),
-            quantize=quantize or ("nf4" if noted.get("quantize") == "nf4" else "none"),
-            double_quant=noted.get("quantize") != "nf4" or noted.get("double_quant") is not False,
-            progress=progress,
+        base = load_base_for(
+            adapter_folder, base_source, dtype=dtype, quantize=quantize, progress=progress
         )
     if samples is None:
         samples = _samples(base, prompts)

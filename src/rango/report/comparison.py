@@ -85,6 +85,17 @@ def comparison_view(rows: Sequence[Row]) -> RenderableType:
     return Group(*parts)
 
 
+def comparison_markdown(rows: Sequence[Row]) -> str:
+    """The table as Markdown, one column a method."""
+    names = [printable(str(row["method"])) for row in rows]
+    lines = [["", *names], ["---", *["---:"] * len(rows)]]
+    lines += [
+        [heading, *(_cell(row, key, write) for row in rows)]
+        for heading, key, write in _filled(rows)
+    ]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def write_comparison(
     folder: str | Path,
     rows: Sequence[Row],
