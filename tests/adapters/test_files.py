@@ -101,7 +101,10 @@ def test_a_name_that_another_ends_in_keeps_its_own_rank(tmp_path: Path) -> None:
     def make() -> torch.nn.Module:
         torch.manual_seed(0)
         return torch.nn.ModuleDict(
-            {"up": torch.nn.Linear(8, 8), "block": torch.nn.ModuleDict({"up": torch.nn.Linear(8, 8)})}
+            {
+                "up": torch.nn.Linear(8, 8),
+                "block": torch.nn.ModuleDict({"up": torch.nn.Linear(8, 8)}),
+            }
         )
 
     adapted = rango.attach(make(), r=3, rank_pattern={"^up": 5})

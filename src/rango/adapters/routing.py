@@ -99,9 +99,7 @@ class Routing:
         return self._plans[key]
 
 
-def _segments(
-    lane: Lane, leading: tuple[int, ...], device: torch.device | None
-) -> list[Segment]:
+def _segments(lane: Lane, leading: tuple[int, ...], device: torch.device | None) -> list[Segment]:
     if lane.rows.ndim == 0:
         row = int(lane.rows)
         scale = 1.0 if lane.scales is None else float(lane.scales)
