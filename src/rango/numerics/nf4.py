@@ -51,7 +51,7 @@ NF4_THRESHOLDS = (NF4_CODE[:-1] + NF4_CODE[1:]) / 2
 """Midpoints of the levels, fp32 (15,); the nibble is the number of thresholds strictly below v."""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_PIECE = 1 << 20  # weights worked through at a time; a multiple of any block size
+_PIECE = 1 << 19  # weights worked through at a time; a multiple of any block size
 _SMALLEST_CONSTANT = 1e-38  # keeps the reciprocal of a block of zeros finite
 
 
