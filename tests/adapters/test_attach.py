@@ -118,6 +118,46 @@ def test_gpt3_from_its_config() -> None:
     assert round(175e9 / adapted.trainable_parameters()) == 9272
 
 
+def test_modules_that_torch_reads_without_calling() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        before = model(x)
+        adapted = rango.attach(model, r=2)
+        assert list(adapted.sites) == ["linear1", "linear2"]
+        torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+        adapted.bank.parameters.normal_()
+        assert not torch.allclose(model(x), before, atol=1e-2)
+    with pytest.raises(rango.errors.TargetError):
+        rango.attach(nn.Linear(4, 4))
+
+
+def test_the_head_of_a_model_inside_another_stays_out() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = build("llama")
+
+    assert not any("lm_head" in name for name in rango.attach(Holder(), r=2).sites)
+
+
+def test_a_row_that_is_given_anew_keeps_nothing_of_its_past() -> None:
+    adapted = rango.attach(build("llama"), r=2, rows=2)
+    adapted.bank.parameters.normal_()
+    adapted.scale(1, 0.5)
+    assert adapted.bank.gradients is not None
+    adapted.bank.gradients.fill_(1.0)
+    config = rango.LoraConfig(r=1)
+    targets = rango.adapters.targets.find_targets(build("llama"), config)
+    adapted.configure(1, config, targets)
+    assert not adapted.bank.row(1).any()
+    assert not adapted.bank.gradients[1].any()
+    assert adapted.bank.gradients[0].all()
+    assert adapted.switch.factors == {}
+    assert {site.ranks[1] for site in adapted.sites.values()} == {1}
+
+
 def test_refusals() -> None:
     model = build("llama")
     adapted = rango.attach(model, r=2)

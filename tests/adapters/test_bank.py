@@ -75,19 +75,6 @@ def test_accumulating_after_a_default_zero_grad_starts_from_zero() -> None:
     bank.check_sharing()
 
 
-def test_growing_keeps_the_rows() -> None:
-    bank = Bank(LAYOUT, 2)
-    bank.parameters.normal_()
-    before = bank.parameters.clone()
-    leaf = bank.leaves["up", "lora_B"]
-    bank.grow(5)
-    assert bank.rows == 5
-    assert leaf.shape == (5, 7, 3)
-    assert torch.equal(bank.parameters[:2], before)
-    assert not bank.parameters[2:].any()
-    bank.check_sharing()
-
-
 def test_without_training_there_is_no_gradient_table() -> None:
     bank = Bank(LAYOUT, 2, trainable=False)
     assert bank.gradients is None

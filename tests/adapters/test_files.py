@@ -166,6 +166,10 @@ def test_a_rank_that_the_config_does_not_say_is_refused(tmp_path: Path) -> None:
         ({"peft_type": "LOHA"}, "expected peft_type LORA"),
         ({"r": "3"}, "r: expected a number"),
         ({"rank_pattern": {"(": 3}}, "adapter_config.json"),
+        ({"rank_pattern": {"q_proj": "abc"}}, "q_proj: expected a number"),
+        ({"alpha_pattern": {"q_proj": None}}, "q_proj: expected a number"),
+        ({"alpha_pattern": {"q_proj": float("nan")}}, "q_proj: expected a number"),
+        ({"exclude_modules": "a["}, "adapter_config.json"),
     ],
 )
 def test_what_rango_cannot_read_is_named(tmp_path: Path, change: Any, message: str) -> None:
@@ -244,6 +248,32 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     with pytest.raises(TypeError):  # a fact that JSON cannot hold
         rango.save_adapter(adapted, tmp_path / "b", facts={"x": object()})
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+
+def test_a_load_that_fails_leaves_the_base_alone(tmp_path: Path) -> None:
+    folder = _saved(tmp_path)
+    facts = json.loads((folder / "rango.json").read_text())
+    for wrong in ({"config": None}, {"base": "x"}):
+        (folder / "rango.json").write_text(json.dumps(facts | wrong))
+        with pytest.raises(AdapterError, match="expected an object"):
+            rango.load_adapter(build("llama"), folder)
+    (folder / "rango.json").write_text(json.dumps(facts))
+    model = build("llama")
+    with pytest.raises(AdapterError, match="rows 0 to 0"):
+        rango.load_adapter(model, folder, row=1)
+    rango.load_adapter(model, folder)
+
+
+def test_nothing_is_saved_as_something(tmp_path: Path) -> None:
+    adapted = _random()
+    adapted.detach()
+    with pytest.raises(AdapterError):
+        rango.save_adapter(adapted, tmp_path / "a")
+    base = rango.base.load.base_from_model(build("llama"))
+    rango.attach(base, r=2)
+    with pytest.raises(rango.RangoError, match="detach"):
+        rango.save_base(base, tmp_path / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_parts_that_contradict_the_tensors(tmp_path: Path) -> None:

@@ -78,6 +78,59 @@ def test_a_quantized_layer_merges_into_the_type_the_model_computes_in() -> None:
     assert (model(x) - unmerged).norm() / unmerged.norm() < 1e-5
 
 
+def test_a_merge_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = build("llama"), inputs()
+    adapted = rango.attach(model, r=2)
+    adapted.bank.parameters.normal_(std=0.1)
+    before = model(input_ids=ids)[0]
+    whole, calls = rango.adapters.merge.merged_module, []
+
+    def short_of_memory(*arguments: object) -> torch.nn.Module:
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+        return whole(*arguments)
+
+    monkeypatch.setattr(rango.adapters.merge, "merged_module", short_of_memory)
+    with pytest.raises(MemoryError):
+        adapted.merge()
+    assert torch.equal(model(input_ids=ids)[0], before)
+
+
+def test_while_merged_nothing_pretends_to_be_the_base() -> None:
+    adapted = rango.attach(build("llama"), r=2, rows=2)
+    adapted.merge()
+    for act in (
+        adapted.disable,
+        lambda: adapted.scale(0, 0.5),
+        lambda: adapted.route(rango.Routing.base()).__enter__(),
+        lambda: adapted.disabled().__enter__(),
+    ):
+        with pytest.raises(rango.RangoError, match="unmerge"):
+            act()
+
+
+def test_a_model_that_moves_while_merged_comes_back_whole() -> None:
+    model, ids = build("llama"), inputs()
+    adapted = rango.attach(model, r=2)
+    adapted.merge()
+    model.double()
+    adapted.unmerge()
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert model(input_ids=ids)[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["gemma", "llama"])
+def test_an_embedding_that_scales_its_output_scales_the_update(name: str) -> None:
+    model, ids = build(name), inputs()
+    adapted = rango.attach(model, r=3, target_modules=["embed_tokens"])
+    adapted.bank.parameters.normal_(std=0.1)
+    unmerged = model(input_ids=ids)[0]
+    adapted.merge()
+    merged = model(input_ids=ids)[0]
+    assert (merged - unmerged).norm() / unmerged.norm() < 1e-5
+
+
 def test_a_merged_factor_and_a_bf16_base() -> None:
     model, ids = build("llama").bfloat16(), inputs()
     adapted = rango.attach(model, r=3)

@@ -101,5 +101,13 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         Lane(torch.zeros(1, 2, 3, dtype=torch.int64))
     with pytest.raises(AdapterError, match="differs"):
         Lane(torch.zeros(2, dtype=torch.int64), torch.zeros(3))
+    with pytest.raises(AdapterError, match="expected a row"):
+        Routing.sequences([-2])
+    with pytest.raises(AdapterError, match="one row a sequence"):
+        # the batch is not where the rows say: silence would give tokens another's row
+        Routing.sequences([0, 1]).plan((1, 8))
+    adapted = _random("llama", rows=2)
+    with pytest.raises(AdapterError, match="row 5; the bank has rows 0 to 1"):
+        _logits(adapted, Routing.everywhere(5), inputs())
     with pytest.raises(AdapterError, match="one row a sequence"):
         Routing.tokens(torch.zeros(2, 3, dtype=torch.int64)).plan((2, 4))

@@ -143,8 +143,14 @@ def test_what_matches_nothing_names_the_nearest() -> None:
     model = build("llama")
     with pytest.raises(TargetError, match=r"'q_porj' matches no module; nearest: q_proj"):
         _names(model, target_modules=["v_proj", "q_porj"])
+    with pytest.raises(TargetError, match="has no layer 7"):
+        _names(model, layers="0,7")
     with pytest.raises(TargetError, match="leaves no module"):
         _names(model, layers="7")
+    with pytest.raises(TargetError, match="rank_pattern: 'q_porj' matches no adapted module"):
+        _names(model, rank_pattern={"q_porj": 2})
+    with pytest.raises(TargetError, match="alpha_pattern"):
+        _names(model, alpha_pattern={"nope": 2.0})
     with pytest.raises(TargetError, match="exclude_modules: 'gate'"):
         _names(model, exclude_modules=["gate"])
     with pytest.raises(TargetError, match="empty"):

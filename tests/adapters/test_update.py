@@ -134,6 +134,21 @@ def test_bf16_activations_meet_fp32_adapters_with_one_rounding() -> None:
     assert torch.equal(model(x), exact.to(torch.bfloat16))
 
 
+def test_autocast_leaves_the_adapters_in_their_own_type() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8))
+    adapted = rango.attach(model, r=2, target_modules=["0"])
+    adapted.bank.parameters.normal_(std=0.1)
+    x = torch.randn(3, 8)
+    exact = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = model(x)
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), exact, rtol=2e-2, atol=2e-2)
+    assert adapted.sites["0"].A.grad.abs().sum() > 0
+
+
 def test_smaller_ranks_stay_zero_in_their_padding() -> None:
     adapted = rango.attach(build("llama"), r=5, rows=2)
     small = rango.LoraConfig(r=2)

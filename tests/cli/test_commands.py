@@ -175,6 +175,14 @@ def test_chat(
     assert "no command '/what'" in captured.err
 
 
+def test_chat_that_could_never_answer_ends_at_once(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(builtins, "input", lambda prompt: pytest.fail("no message was wanted"))
+    assert main(["chat", "--base", files["base"], "--top_p", "7"]) == 2
+    assert "top_p" in capsys.readouterr().err
+
+
 def test_chat_goes_on_after_a_message_too_long_and_ends_with_the_input(
     files: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,

@@ -106,7 +106,7 @@ def test_parts_of_fused_projections(name: str, targets: list[str], tmp_path: Pat
     assert _relative(back.model(input_ids=ids)[0], ours) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "gemma"])
 def test_embeddings(name: str, tmp_path: Path) -> None:
     embedding = {"gpt2": "wte"}.get(name, "embed_tokens")
     ids = inputs()

@@ -51,7 +51,7 @@ def test_it_tells_data_settings_results_and_use() -> None:
         "2,000 training samples",
         "learning_rate: 0.0002",
         "120 steps",
-        'rango.load_base("org/model-7b")',
+        'rango.load_base_for("ADAPTER", "org/model-7b")',
         'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("org/model-7b")',
         "## Limits",
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -46,12 +46,18 @@ def test_nothing_is_held_out_on_request(data_file: Path, tokenizer: Any) -> None
     assert not found.general
 
 
-def test_prompts_end_where_the_first_answer_begins(data_file: Path, tokenizer: Any) -> None:
-    found = prepare_samples(DataConfig(str(data_file), valid_share=0.5), tokenizer)
+@pytest.mark.parametrize("loss_on", ["completion", "all"])
+def test_prompts_end_where_the_first_answer_begins(
+    data_file: Path, tokenizer: Any, loss_on: Literal["completion", "all"]
+) -> None:
+    config = DataConfig(str(data_file), valid_share=0.5, loss_on=loss_on)
+    found = prepare_samples(config, tokenizer)
+    assert found.general_on == "the prompts of the held-out samples"
     for prompt, sample in zip(prompts_of(found.valid), found.valid, strict=True):
         length = len(prompt)
         assert prompt.input_ids == sample.input_ids[:length]
-        assert sample.supervised[length]
+        assert sample.content[length]
+        assert not any(sample.content[:length])
         assert prompt.supervised == (False, *[True] * (length - 1))
 
 

@@ -228,7 +228,7 @@ def test_tokens_and_lengths_that_the_base_has_no_room_for(
     with pytest.raises(DataError, match=r"train\.jsonl:\d+: token id 1\d, .* for 0 to 8"):
         train(change(config, base={"model": str(small)}))
     short = make_base("short", max_position_embeddings=6)
-    with pytest.raises(DataError, match=r"tokens, and .* positions for 6; set data\.max_length"):
+    with pytest.raises(DataError, match=r"tokens, and .* positions for 6; set max_length"):
         train(change(config, base={"model": str(short)}))
     assert not Path(config.output).exists()
 
@@ -448,6 +448,35 @@ def test_resume_refuses_what_differs_naming_it(
     refused("the samples: sha256:", data={"train": str(make_data("other.jsonl", range(1, 41)))})
     refused("the base's weights: sha256:", base={"model": str(make_base("another", seed=9))})
     assert (Path(config.output) / "events.jsonl").read_bytes() == events
+
+
+def test_a_run_without_a_checkpoint_starts_anew_with_its_new_config(config: RunConfig) -> None:
+    with pytest.raises(Interrupted):
+        train(config, progress=stop_at(1))
+    run = Path(config.output)
+    assert not list((run / "checkpoints").glob("step-*"))
+    result = train(change(config, training={"learning_rate": 0.02}), resume=True)
+    assert result.facts["training"]["learning_rate"] == 0.02
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["learning_rate"] == 0.02
+
+
+def test_what_a_killed_run_was_replacing_comes_back(config: RunConfig) -> None:
+    with pytest.raises(Interrupted):
+        train(config, progress=stop_at(3))
+    checkpoints = Path(config.output) / "checkpoints"
+    (checkpoint,) = checkpoints.glob("step-*")
+    retired = checkpoints / f".{checkpoint.name}.x.old"
+    retired.mkdir()
+    checkpoint.rename(retired / checkpoint.name)
+    (checkpoints / f".{checkpoint.name}.x.tmp").mkdir()
+    train(config, resume=True)
+    starts = [
+        e["step"]
+        for e in read_events(Path(config.output) / "events.jsonl")
+        if e["event"] == "start"
+    ]
+    assert starts == [0, 2]
+    assert not [left for left in checkpoints.iterdir() if left.name.startswith(".")]
 
 
 def test_a_run_and_its_files_may_be_moved(config: RunConfig, tmp_path: Path) -> None:

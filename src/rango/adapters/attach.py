@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -87,17 +88,25 @@ class Adapted:
     def configure(self, row: int, config: LoraConfig, targets: list[Target]) -> None:
         """Give a row its ranks and scalings, and zero it. Targets must be sites of this bank."""
         self._check_row(row)
+        self._check_unmerged()
+        for target in targets:
+            if target.name not in self.sites:
+                raise AdapterError(f"{target.name}: this bank was not laid out for it")
+            laid_out = self.sites[target.name].A.shape[1]
+            if target.r > laid_out:
+                raise AdapterError(
+                    f"{target.name}: rank {target.r} exceeds the {laid_out} that this bank was "
+                    "laid out for; attach with the larger rank"
+                )
         for site in self.sites.values():
             site.leave(row)
         for target in targets:
-            site = self.sites[target.name]
-            if target.r > site.A.shape[1]:
-                raise AdapterError(
-                    f"{target.name}: rank {target.r} exceeds the {site.A.shape[1]} that this bank "
-                    "was laid out for; attach with the larger rank"
-                )
-            site.take(row, target.r, target.lora_alpha, config)
+            self.sites[target.name].take(row, target.r, target.lora_alpha, config)
+        # nothing of the row's former adapter stays
         self.bank.row(row).zero_()
+        if self.bank.gradients is not None:
+            self.bank.gradients[row].zero_()
+        self.switch.factors.pop(row, None)
         self.configs[row] = config
 
     @torch.no_grad()
@@ -114,6 +123,7 @@ class Adapted:
     @contextmanager
     def route(self, routing: Routing) -> Iterator[None]:
         """Within the block, batches are routed so."""
+        self._check_unmerged()
         before, self.switch.routing = self.switch.routing, routing
         try:
             yield
@@ -123,8 +133,7 @@ class Adapted:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Within the block the model is the base, bit for bit."""
-        if self.switch.merged:
-            raise AdapterError("the adapter is merged into the weights; unmerge() first")
+        self._check_unmerged()
         before, self.switch.enabled = self.switch.enabled, False
         try:
             yield
@@ -137,11 +146,13 @@ class Adapted:
 
     def disable(self) -> None:
         """Let the base answer alone."""
+        self._check_unmerged()
         self.switch.enabled = False
 
     def scale(self, row: int, factor: float) -> None:
         """Multiply a row's contribution by `factor`, on top of its own scaling."""
         self._check_row(row)
+        self._check_unmerged()
         self.switch.factors[row] = factor
 
     def dropout_key(self, step: int, *, job: int = 0, token_ids: Tensor | None = None) -> None:
@@ -184,6 +195,7 @@ class Adapted:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self._required)
         self.modules, self.sites = {}, {}
+        self.configs = [None] * self.bank.rows
         return self.model
 
     def _computes_in(self) -> torch.dtype | None:
@@ -191,6 +203,10 @@ class Adapted:
         leaves = {id(leaf) for leaf in self.bank.leaves.values()}
         kept = (p for p in self.model.parameters() if id(p) not in leaves)
         return next((p.dtype for p in kept if p.is_floating_point()), None)
+
+    def _check_unmerged(self) -> None:
+        if self.switch.merged:
+            raise AdapterError("the adapter is merged into the weights; unmerge() first")
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < self.bank.rows:
@@ -246,7 +262,7 @@ def attach_targets(
         for target in targets
         for tensor, shape in lora.tensors(target, target.r).items()
     )
-    device = next(model.parameters()).device
+    device = next(itertools.chain(model.parameters(), model.buffers())).device
     bank = Bank(layout, rows, device=device, trainable=trainable)
     switch = Switch()
     sites = {
@@ -268,6 +284,9 @@ def attach_targets(
     for name in dict.fromkeys(target.module for target in targets):
         at_module = [site for site in sites.values() if site.module_name == name]
         replaced[name] = AdaptedModule(model.get_submodule(name), at_module, switch)
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
+            # its fast path reads weights instead of calling modules; a hook turns it off
+            replaced[name].register_forward_pre_hook(lambda *_: None)
         _replace(model, name, replaced[name])
     return adapted
 

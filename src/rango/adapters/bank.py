@@ -61,15 +61,6 @@ class Bank:
             leaf.grad = self.gradient(key).zero_()
         leaf.grad[row] += gradient
 
-    def grow(self, rows: int) -> None:
-        """Make room for `rows` rows in all; those present keep their values."""
-        if rows <= self.rows:
-            return
-        self.parameters = _grown(self.parameters, rows)
-        if self.gradients is not None:
-            self.gradients = _grown(self.gradients, rows)
-        self._bind()
-
     def zero_grad(self) -> None:
         """Zero the gradient table, and restore the sharing if a default zero_grad() broke it."""
         if self.gradients is not None:
@@ -126,9 +117,3 @@ class Bank:
         copy._bind()
         memo[id(self)] = copy
         return copy
-
-
-def _grown(table: Tensor, rows: int) -> Tensor:
-    grown = table.new_zeros(rows, table.shape[1])
-    grown[: table.shape[0]] = table
-    return grown

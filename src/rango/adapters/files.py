@@ -75,6 +75,8 @@ def save_adapter(
     """
     folder = Path(folder)
     exported = export_row(adapted, row)
+    if not exported:
+        raise AdapterError(f"row {row} adapts nothing; there is nothing to save")
     tensors = {
         name: tensor.detach().to("cpu", torch.float32).contiguous()
         for module in exported
@@ -101,8 +103,11 @@ def save_adapter(
     config = adapter_config(adapted, row, exported, base.source if base else None)
     with atomic_directory(folder, overwrite) as working:
         save_file(tensors, working / TENSORS, metadata={"format": "pt"})
-        (working / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        (working / FACTS).write_text(json.dumps(own, indent=2, ensure_ascii=False) + "\n")
+        for name, text in (
+            (CONFIG, json.dumps(config, indent=2, sort_keys=True)),
+            (FACTS, json.dumps(own, indent=2, ensure_ascii=False)),
+        ):
+            (working / name).write_text(f"{text}\n", encoding="utf-8")
         if card is not None:
             (working / CARD).write_text(card, encoding="utf-8")
     return folder
@@ -124,6 +129,9 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     facts = _read_json(facts_path) if facts_path.is_file() else {}
     if not isinstance(facts, dict):
         raise AdapterError(f"{facts_path}: expected a JSON object")
+    for key in ("base", "config", "parts"):
+        if not isinstance(facts.get(key, {}), dict):
+            raise AdapterError(f"{facts_path}: {key}: expected an object, found {facts[key]!r}")
     config = read_config(_read_json(config_path), str(config_path))
     file = TensorFile(folder / TENSORS, AdapterError)
     tensors = {name: read_tensor(file, name).clone() for name in file.entries}
@@ -144,12 +152,17 @@ def load_adapter(
     was made for another base.
     """
     file = read_adapter(folder)
+    if not 0 <= row < rows:
+        raise AdapterError(f"row {row}: the bank is to have rows 0 to {rows - 1}")
     model = base if isinstance(base, nn.Module) else base.model
     loaded = None if isinstance(base, nn.Module) else base
     if loaded is not None:
         check_base(file, loaded)
     modules = read_tensors(file.tensors, file.config, model, str(file.folder))
+    if not modules:
+        raise AdapterError(f"{file.folder}: holds no adapted module")
     updates = split(model, modules, file.facts.get("parts") or {}, file.config)
+    config = _as_trained(file)
     adapted = attach_targets(
         model,
         [update.target for update in updates],
@@ -157,7 +170,7 @@ def load_adapter(
         trainable=trainable,
         base=loaded,
     )
-    adapted.configure(row, _as_trained(file), [update.target for update in updates])
+    adapted.configure(row, config, [update.target for update in updates])
     with torch.no_grad():
         for update in updates:
             lora_A, lora_B = adapted.sites[update.target.name].factors(row)

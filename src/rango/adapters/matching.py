@@ -35,6 +35,14 @@ def load_base_for(
         dtype=dtype or _DTYPES.get(noted.get("dtype"), "as stored"),
         quantize=quantize or ("nf4" if nf4 else "none"),
         double_quant=not nf4 or noted.get("double_quant") is not False,
-        revision=revision,
+        revision=revision or noted_revision(noted, source),
         progress=progress,
     )
+
+
+def noted_revision(noted: Any, source: str | Path) -> str | None:
+    """The revision that rango.json's "base" notes, where `source` is what it was trained over."""
+    if isinstance(noted, dict) and noted.get("model") == str(source):
+        revision = noted.get("revision")
+        return revision if isinstance(revision, str) else None
+    return None

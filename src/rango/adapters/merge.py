@@ -24,14 +24,14 @@ from rango.numerics.lowrank import delta_weight, merged_weight
 
 @dataclass(frozen=True)
 class Merged:
-    """What unmerging needs: each stand-in with the module it had."""
+    """What unmerging needs: the stand-ins that keep the module they had."""
 
-    kept: list[tuple[AdaptedModule, nn.Module]]
+    stand_ins: list[AdaptedModule]
 
     def restore(self) -> None:
         """Put the kept modules back."""
-        for stand_in, module in self.kept:
-            stand_in.base_layer = module
+        for stand_in in self.stand_ins:
+            stand_in.base_layer = stand_in.kept.pop()
 
 
 @torch.no_grad()
@@ -42,13 +42,16 @@ def merge_row(
     dtype: torch.dtype | None = None,
 ) -> Merged:
     """Give each stand-in a base layer with the row merged in; see merged_module for dtype."""
-    kept = []
-    for stand_in in modules.values():
-        delta = module_delta(stand_in, row)
-        if delta is not None:
-            kept.append((stand_in, stand_in.base_layer))
-            stand_in.base_layer = merged_module(stand_in.base_layer, delta * factor, dtype)
-    return Merged(kept)
+    # all are made before the first takes its place: what fails midway has changed nothing
+    made = [
+        (stand_in, merged_module(stand_in.base_layer, delta * factor, dtype))
+        for stand_in in modules.values()
+        if (delta := module_delta(stand_in, row)) is not None
+    ]
+    for stand_in, merged in made:
+        stand_in.kept.append(stand_in.base_layer)
+        stand_in.base_layer = merged
+    return Merged([stand_in for stand_in, _ in made])
 
 
 def module_delta(stand_in: AdaptedModule, row: int) -> Tensor | None:

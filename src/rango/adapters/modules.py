@@ -16,6 +16,7 @@ from rango.adapters.layout import Key
 from rango.adapters.routing import Segment
 from rango.adapters.switch import Switch
 from rango.adapters.update import Columns, EmbeddingUpdate, LinearUpdate, Part
+from rango.errors import AdapterError
 from rango.numerics.lowrank import scaling
 
 
@@ -45,6 +46,8 @@ class Site(nn.Module):
         self.keys: tuple[Key, Key] = ((name, f"{prefix}A"), (name, f"{prefix}B"))
         for key in self.keys:
             self.register_parameter(key[1], bank.leaves[key])
+        self.output_scale = 1.0
+        """What the base's module multiplies its output by (Gemma's embeddings), and so B·A's."""
         self.ranks: list[int] = [0] * bank.rows
         """Rank of each row here; 0 where the row leaves this site alone."""
         self.alphas: list[float] = [0.0] * bank.rows
@@ -83,6 +86,11 @@ class Site(nn.Module):
         """y (..., out) plus the rows' contributions for x (..., in), or ids (...)."""
         leading = x.shape if self.embedding else x.shape[:-1]
         plan = self.switch.routing.plan(tuple(leading), x.device)
+        for segment in plan:
+            if segment.row >= self.bank.rows:
+                raise AdapterError(
+                    f"routing names row {segment.row}; the bank has rows 0 to {self.bank.rows - 1}"
+                )
         parts = [self._part(segment, x) for segment in plan if self.ranks[segment.row]]
         if not parts:
             return y
@@ -97,7 +105,8 @@ class Site(nn.Module):
 
     def _part(self, segment: Segment, x: Tensor) -> Part:
         row = segment.row
-        part = Part.of(segment, self.scalings[row] * self.switch.factors.get(row, 1.0))
+        factor = self.switch.factors.get(row, 1.0) * self.output_scale
+        part = Part.of(segment, self.scalings[row] * factor)
         p = self.dropouts[row]
         if not self.training or p == 0.0 or self.embedding:
             return part
@@ -123,6 +132,12 @@ class AdaptedModule(nn.Module):
         self.base_layer = base_layer
         self.updates = nn.ModuleList(sites)
         self.switch = switch
+        self.kept: list[nn.Module] = []
+        """The base's own module while a merged one is in its place; off the module tree."""
+        scale = getattr(base_layer, "embed_scale", None)
+        if scale is not None and not torch.as_tensor(scale).is_meta:
+            for site in sites:
+                site.output_scale = float(torch.as_tensor(scale).to(self.weight.dtype))
         self.train(base_layer.training)
 
     @property
@@ -158,7 +173,8 @@ class AdaptedModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedModule:
         # .to(), .half(), .cuda(): the bank moves whole, never a leaf alone
-        self.base_layer._apply(fn, recurse)
+        for module in (self.base_layer, *self.kept):
+            module._apply(fn, recurse)
         for site in self.sites:
             bank = site.bank
             moved = fn(bank.parameters.new_empty(0))

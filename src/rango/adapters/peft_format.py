@@ -105,7 +105,9 @@ def read_config(raw: Any, where: str) -> LoraConfig:
             "Merge it with the tool that made it, or save it without these"
         )
     try:
-        for pattern in (*(raw.get("rank_pattern") or {}), *(raw.get("alpha_pattern") or {})):
+        excluded = _as_list(raw.get("exclude_modules"))
+        ranks, alphas = dict(raw.get("rank_pattern") or {}), dict(raw.get("alpha_pattern") or {})
+        for pattern in (*ranks, *alphas, *excluded):
             re.compile(pattern)
         if isinstance(raw.get("target_modules"), str):
             re.compile(raw["target_modules"])
@@ -115,9 +117,9 @@ def read_config(raw: Any, where: str) -> LoraConfig:
             lora_dropout=_number(raw, "lora_dropout", float, 0.0),
             use_rslora=bool(raw.get("use_rslora", False)),
             target_modules=raw.get("target_modules") or "all-linear",
-            exclude_modules=_as_list(raw.get("exclude_modules")),
-            rank_pattern=dict(raw.get("rank_pattern") or {}),
-            alpha_pattern=dict(raw.get("alpha_pattern") or {}),
+            exclude_modules=excluded,
+            rank_pattern={key: _number(ranks, key, int, None) for key in ranks},
+            alpha_pattern={key: _number(alphas, key, float, None) for key in alphas},
             layers=_layers(raw.get("layers_to_transform")),
         )
     except (TypeError, ValueError, re.error) as error:

@@ -28,6 +28,10 @@ class Lane:
     def __post_init__(self) -> None:
         if self.rows.ndim > 2:
             raise AdapterError(f"rows: expected shape (), (B,) or (B, S), found {self.rows.shape}")
+        if self.rows.numel() and not self.rows.is_meta and int(self.rows.min()) < NO_ROW:
+            raise AdapterError(
+                f"rows: {int(self.rows.min())}; expected a row, or {NO_ROW} for none"
+            )
         if self.scales is not None and self.scales.shape != self.rows.shape:
             raise AdapterError(f"scales: shape {self.scales.shape} differs from {self.rows.shape}")
 
@@ -119,9 +123,12 @@ def _segments(lane: Lane, leading: tuple[int, ...], device: torch.device | None)
 def _per_token(values: Tensor, leading: tuple[int, ...]) -> Tensor:
     """(B,) or (B, S) -> (N,), N = Π leading; modules may see their tokens flattened."""
     count = int(torch.Size(leading).numel())
-    if values.numel() == count:
+    if tuple(values.shape) == leading or (values.ndim == 2 and leading == (values.numel(),)):
         return values.flatten()
-    if values.ndim == 1 and len(values) and count % len(values) == 0:
+    # (B, …), or the tokens of B sequences one after the other; anywhere else the batch's dimension
+    # cannot be told (position embeddings of all sequences at once, sequence-first modules)
+    flat = len(leading) == 1 and len(values) and count % len(values) == 0
+    if values.ndim == 1 and (leading[:1] == tuple(values.shape) or flat):
         return values.repeat_interleave(count // len(values))
     raise AdapterError(
         f"routing gives rows for {tuple(values.shape)}, but a module's input has tokens "

@@ -58,6 +58,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
             f"target_modules {config.target_modules!r} with layers {config.layers!r} and "
             f"exclude_modules {config.exclude_modules!r} leaves no module to adapt"
         )
+    _check_used(config, [module for module, _ in chosen], modules)
     order = {name: number for number, name in enumerate(modules)}
     return [
         _target(model, module, part, modules[module], config)
@@ -172,6 +173,24 @@ def parse_layers(text: str) -> set[int]:
 def layer_of(name: str) -> int | None:
     """The first number in a module's name."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _check_used(config: LoraConfig, chosen: list[str], modules: dict[str, Adaptable]) -> None:
+    """A pattern or a layer that matches nothing is a typo."""
+    for option, patterns in (
+        ("rank_pattern", config.rank_pattern),
+        ("alpha_pattern", config.alpha_pattern),
+    ):
+        for key in patterns:
+            if not any(re.match(rf"(.*\.)?({key})$", name) for name in chosen):
+                endings = {name.rpartition(".")[2] for name in chosen}
+                raise TargetError(
+                    f"{option}: {key!r} matches no adapted module{nearest(key, endings)}"
+                )
+    if config.layers is not None:
+        missing = parse_layers(config.layers) - {layer_of(name) for name in modules}
+        if missing:
+            raise TargetError(f"layers {config.layers!r}: the model has no layer {min(missing)}")
 
 
 def _check(config: LoraConfig) -> None:

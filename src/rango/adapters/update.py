@@ -80,10 +80,11 @@ class LinearUpdate(torch.autograd.Function):
         tokens = x.reshape(-1, x.shape[-1])  # (N, in)
         outputs = y.view(-1, y.shape[-1])  # (N, out)
         inner = []
-        for part in parts:
-            h = part.dropped(part.take(tokens).to(lora_A.dtype)) @ lora_A[part.row].T  # (n, r)
-            _add_product(part, outputs, columns, h * part.scale, lora_B[part.row].T)
-            inner.append(h)
+        with torch.autocast(y.device.type, enabled=False):  # adapters compute in their own type
+            for part in parts:
+                h = part.dropped(part.take(tokens).to(lora_A.dtype)) @ lora_A[part.row].T  # (n, r)
+                _add_product(part, outputs, columns, h * part.scale, lora_B[part.row].T)
+                inner.append(h)
         ctx.save_for_backward(x, lora_A, lora_B, *inner)
         ctx.bank, ctx.keys, ctx.parts, ctx.columns = bank, keys, parts, columns
         ctx.mark_dirty(y)
@@ -141,9 +142,10 @@ class EmbeddingUpdate(torch.autograd.Function):
     ) -> Tensor:
         """(..., dim)."""
         outputs = y.view(-1, y.shape[-1])
-        for part in parts:
-            h = lora_A[part.row][:, part.take(ids.flatten())].T  # (n, r)
-            part.add_to(outputs, (h * part.scale) @ lora_B[part.row].T)
+        with torch.autocast(y.device.type, enabled=False):
+            for part in parts:
+                h = lora_A[part.row][:, part.take(ids.flatten())].T  # (n, r)
+                part.add_to(outputs, (h * part.scale) @ lora_B[part.row].T)
         ctx.save_for_backward(ids, lora_A, lora_B)
         ctx.bank, ctx.keys, ctx.parts = bank, keys, parts
         ctx.mark_dirty(y)

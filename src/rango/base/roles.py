@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rango.base.linear import NF4Linear
@@ -47,15 +48,20 @@ def adaptable_modules(model: nn.Module) -> dict[str, Adaptable]:
     A linear layer outside a transformers model's backbone is a task head, as is what
     get_output_embeddings() returns.
     """
-    backbone = _backbone_prefix(model)
-    get_output: Any = getattr(model, "get_output_embeddings", lambda: None)
-    output = get_output()
+    heads = _heads(model)
+    # torch reads this projection's weight and never calls it: what stands in would not act
+    uncalled = {
+        f"{name}.out_proj" if name else "out_proj"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }
     found = {}
     for name, module in model.named_modules():
         shape = _linear_shape(module)
+        if not name or name in uncalled:
+            continue  # a model that is itself one layer has no place to put a stand-in
         if shape is not None:
-            is_head = module is output or not name.startswith(backbone)
-            role: Role = "head" if is_head else _role(name)
+            role: Role = "head" if name in heads else _role(name)
             found[name] = Adaptable(role, *shape)
         elif isinstance(module, nn.Embedding):
             found[name] = Adaptable("embedding", module.num_embeddings, module.embedding_dim)
@@ -122,9 +128,20 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _backbone_prefix(model: nn.Module) -> str:
-    prefix = getattr(model, "base_model_prefix", "")
-    return f"{prefix}." if prefix and hasattr(model, prefix) else ""
+def _heads(model: nn.Module) -> set[str]:
+    """Linear layers that are the output embeddings, or outside the backbone, of a transformers
+    model; `model` may be one or hold one."""
+    heads = set()
+    for root, whole in model.named_modules():
+        if not isinstance(whole, PreTrainedModel):
+            continue
+        prefix = whole.base_model_prefix
+        backbone = f"{prefix}." if prefix and hasattr(whole, prefix) else ""
+        output = whole.get_output_embeddings()
+        for name, module in whole.named_modules():
+            if module is output or not name.startswith(backbone):
+                heads.add(f"{root}.{name}" if root else name)
+    return heads
 
 
 def _role(name: str) -> Role:

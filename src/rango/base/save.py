@@ -49,6 +49,11 @@ def save_base(
     target = Path(folder)
     config = _config_on_disk(base)
     state = state_on_disk(base.model)
+    if any(".base_layer." in name for name in state):
+        raise CheckpointError(
+            f"{base.source}: adapters are attached; detach() them first, or merge them with "
+            "rango.merge_checkpoint"
+        )
     with atomic_directory(target, overwrite) as working:
         _write_json(working / "config.json", config)
         _write_weights(working, state, shard_bytes, progress)

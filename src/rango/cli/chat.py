@@ -62,8 +62,11 @@ def main(words: Sequence[str]) -> None:
         speakers = {"base": adapted.disabled, **speakers}
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() its line editing
-    say("/reset forgets the conversation, /quit ends")
     answers = asdict(collect(AnswerOptions, parsed))
+    # what would fail at every message (no chat template, an encoder, a bad option) fails now
+    first = answers | {"max_new_tokens": min(1, answers["max_new_tokens"])}
+    rango.generate(base.model, tokenizer, [[Message("user", "?")]], **first)
+    say("/reset forgets the conversation, /quit ends")
     Conversation(base.model, tokenizer, speakers, options.system, answers).talk()
 
 

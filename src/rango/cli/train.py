@@ -61,7 +61,9 @@ def print_result(config: RunConfig, result: dict[str, Any]) -> None:
     if result.get("stopped"):
         show(Text(result["stopped"]))
     evaluation = {
-        name: values for name, values in (result.get("evaluation") or {}).items() if values
+        name: values
+        for name, values in (result.get("evaluation") or {}).items()
+        if values.get("loss") is not None
     }
     if evaluation:
         show(evaluation_table(evaluation))

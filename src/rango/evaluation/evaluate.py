@@ -14,6 +14,7 @@ from rango.base.packing import packing_probe
 from rango.data.pack import collate, plan_batches
 from rango.data.samples import Batch, Sample
 from rango.errors import DataError
+from rango.evaluation.fit import check_fit
 from rango.evaluation.loss import TokenLosses, token_losses
 from rango.generation.inference import inference
 from rango.progress import Progress, silent
@@ -98,6 +99,7 @@ def batches(
         raise DataError(
             f"{task}: expected samples with supervised tokens, found none in {len(samples)} samples"
         )
+    check_fit(samples, model)
     if packed is None:
         packed = packing_probe(model).ok
     plan = plan_batches(samples, range(len(samples)), micro_tokens=micro_tokens, packed=packed)

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rango.adapters.attach import Adapted
-from rango.adapters.files import load_adapter
+from rango.adapters.files import load_adapter, read_adapter
+from rango.adapters.matching import noted_revision
 from rango.adapters.merge import base_weight, merged_module, module_delta
 from rango.base.config import BaseDtype
 from rango.base.linear import NF4Linear
@@ -71,8 +72,10 @@ def merge_checkpoint(
         raise ConfigError(f"onto: expected stored or nf4, found {onto!r}")
     output = Path(output)
     refuse_existing(output)  # before the work rather than after it
+    noted = read_adapter(adapter_folder).facts.get("base")
     base = load_base(
         base_source,
+        revision=noted_revision(noted, base_source),
         dtype=dtype,
         quantize="nf4" if onto == "nf4" else "none",
         double_quant=double_quant,

@@ -119,7 +119,11 @@ def _settings_lines(facts: Mapping[str, Any]) -> list[str]:
 
 def _evaluation(facts: Mapping[str, Any]) -> str:
     results = facts.get("evaluation") or {}
-    columns = [(key, results[key]) for key in ("base", "adapted") if results.get(key)]
+    columns = [
+        (key, results[key])
+        for key in ("base", "adapted")
+        if (results.get(key) or {}).get("loss") is not None
+    ]
     if not columns:
         return ""
     rows = (
@@ -187,7 +191,8 @@ In Rango:
 ```python
 import rango
 
-adapted = rango.load_adapter(rango.load_base("{base}"), "ADAPTER")
+base = rango.load_base_for("ADAPTER", "{base}")  # held as in training
+adapted = rango.load_adapter(base, "ADAPTER")
 ```
 
 or `rango chat --base {base} --adapter ADAPTER`. In PEFT:

@@ -29,15 +29,16 @@ MEASURES = (
 """(label, key, how to write) of an evaluation's measures, in the order of every table."""
 
 
-def write_report(run_folder: str | Path) -> Path:
+def write_report(run_folder: str | Path, result: Mapping[str, Any] | None = None) -> Path:
     """Write report.html into a run's folder, replacing an earlier one, and return its path.
 
-    Reads config.yaml, events.jsonl and result.json there, and nothing else; any of them may be
-    missing (an unfinished run has no result). Raises DataError where one is malformed.
+    Reads config.yaml, events.jsonl and (unless `result` is given) result.json there, and nothing
+    else; any of them may be missing (an unfinished run has no result). Raises DataError where one
+    is malformed.
     """
     folder = Path(run_folder)
     config = _mapping(folder / "config.yaml")
-    result = _mapping(folder / "result.json")
+    result = _mapping(folder / "result.json") if result is None else result
     events_path = folder / "events.jsonl"
     events = list(read_events(events_path)) if events_path.exists() else []
     path = folder / "report.html"

@@ -102,9 +102,8 @@ def answers_view(prompts: Sequence[str], answers: Mapping[str, Sequence[str]]) -
 
 def _table(title: str, *columns: str, numbers: bool = False) -> Table:
     table = Table(
-        title=title,
+        title=Text(printable(title), style="bold"),  # a path is no markup
         title_justify="left",
-        title_style="bold",
         show_header=any(columns),
         box=SIMPLE_HEAD if any(columns) else SIMPLE,
     )

@@ -20,7 +20,7 @@ class TrainingConfig:
     epochs: float = 3.0
     """Passes over the training samples."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps, whatever epochs says."""
+    """At most this many optimizer steps; epochs may end the run sooner."""
     batch_size: int = 16
     """Samples per optimizer step."""
     micro_tokens: int = 2048

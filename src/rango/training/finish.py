@@ -24,6 +24,7 @@ from rango.report.card import model_card
 from rango.report.html import write_report
 from rango.tracking.events import json_numbers
 from rango.training.config import RunConfig
+from rango.training.monitor import FORGETTING
 from rango.training.prepare import Samples
 from rango.training.recorder import Recorder
 from rango.training.result import RunResult, Trained, Values
@@ -61,8 +62,9 @@ def finish(
             failure = _save_model(model, working, facts, some, expected, progress)
     recorder.event("end", trained.steps, proven=failure is None, seconds=trained.seconds)
     result = RunResult(str(folder.path), str(part), trained, facts)
+    # the report first: result.json says that the run is finished, and nothing is done after it
+    write_report(folder.path, result.as_dict())
     folder.finish(result.as_dict())
-    write_report(folder.path)
     if failure is not None:
         raise VerificationError(f"{part}: {failure}") from failure
     return result
@@ -111,7 +113,8 @@ def _save_model(
     path = working / FACTS
     noted = json.loads(path.read_text(encoding="utf-8"))
     more = {name: value for name, value in facts.items() if name not in noted}
-    path.write_text(json.dumps(json_numbers(noted | more), indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(json_numbers(noted | more), indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
     if error <= READ_BACK_LIMIT:
         return None
     return VerificationError(
@@ -157,6 +160,7 @@ def _facts(
         }
     if isinstance(model, Adapted):
         facts["adapter"] = dataclasses.asdict(config.adapter)
+        facts["uncovered"] = [dataclasses.asdict(weight) for weight in model.uncovered]
     if "kl" in trained.adapted:
         facts["forgetting"] = {
             "base_loss": trained.adapted["general_base_loss"],
@@ -177,6 +181,8 @@ def _limits(model: Adapted | Base, samples: Samples, trained: Trained) -> list[s
         limits.append(f"Only {held_out} samples were held out, so the figures on them are rough.")
     if held_out and not trained.adapted["loss"] < trained.base["loss"]:
         limits.append("Its held-out loss is not better than the base's.")
+    if trained.stop == FORGETTING and trained.best_step is None:
+        limits.append("Its KL divergence from the base is above training.max_forgetting.")
     if samples.skipped:
         limits.append(f"{samples.skipped} samples were left out as too long.")
     if samples.train.truncated:

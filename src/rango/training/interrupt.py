@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt("interrupted again before the step was finished")
         self.asked = True
+        # a handler may run amid a print, where only the plain system call is safe
+        os.write(2, b"\nrango: ending after this step; once more ends at once\n")
 
 
 @contextmanager

@@ -87,6 +87,8 @@ class Monitor:
             state.stop = FORGETTING
             return
         if not self.valid:
+            if limit is not None:  # the last look within the limit
+                state.best_step, self.best = state.step, snapshot(self.trainee)
             return
         if values["loss"] < (math.inf if state.best_loss is None else state.best_loss):
             state.best_step, state.best_loss, state.worse = state.step, values["loss"], 0

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rango.base.load import Base
 from rango.data.config import DataConfig
 from rango.data.read import read_examples
 from rango.data.samples import Example, Sample
 from rango.data.split import hold_out
 from rango.data.tokenize import Tokenized, digest, tokenize
-from rango.errors import DataError
 from rango.files.digests import json_digest
 from rango.progress import Progress, silent
 
@@ -91,7 +89,7 @@ def prompts_of(samples: Sequence[Sample]) -> list[Sample]:
     such a prompt (plain text) as it is."""
     prompts = []
     for sample in samples[:GENERAL_SAMPLES]:
-        length = sample.supervised.index(True) if True in sample.supervised else len(sample)
+        length = sample.content.index(True) if True in sample.content else len(sample)
         if length < 2:
             prompts.append(sample)
             continue
@@ -108,7 +106,11 @@ def _general(
     config: DataConfig, tokenizer: Any, valid: Sequence[Sample], progress: Progress
 ) -> tuple[list[Sample], str]:
     if config.general is None:
-        return prompts_of(valid), "the prompts of the held-out samples"
+        prompts = prompts_of(valid)
+        whole = all(
+            len(prompt) == len(sample) for prompt, sample in zip(prompts, valid, strict=False)
+        )
+        return prompts, f"{'' if whole else 'the prompts of '}the held-out samples"
     found = tokenize(
         read_examples(config.general),
         tokenizer,
@@ -118,22 +120,3 @@ def _general(
         progress=progress,
     )
     return found.samples[:GENERAL_SAMPLES], "general text"
-
-
-def check_fit(samples: Samples, base: Base) -> None:
-    """Raise DataError where a sample has a token without an embedding in the base, or more tokens
-    than the base has positions."""
-    vocabulary = base.model.get_input_embeddings().weight.shape[0]
-    positions = getattr(base.config, "max_position_embeddings", None)
-    for sample in [*samples.train.samples, *samples.valid, *samples.general]:
-        if max(sample.input_ids) >= vocabulary:
-            raise DataError(
-                f"{sample.origin}: token id {max(sample.input_ids)}, and {base.source} has "
-                f"embeddings for 0 to {vocabulary - 1}; is the tokenizer beside it its own?"
-            )
-        if positions is not None and len(sample) > positions:
-            raise DataError(
-                f"{sample.origin}: {len(sample)} tokens, and {base.source} has positions for "
-                f"{positions}; set data.max_length to {positions} and data.too_long to skip or "
-                "truncate"
-            )

@@ -71,6 +71,8 @@ class Trained:
         }[self.stop]
         if self.best_step is None:
             return f"{reason}; the last weights are kept."
+        if "loss" not in self.adapted:
+            return f"{reason}; the weights of step {self.best_step}, within the limit, are kept."
         return f"{reason}; the weights of step {self.best_step} had the best held-out loss."
 
 

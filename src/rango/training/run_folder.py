@@ -65,18 +65,24 @@ class RunFolder:
         """Make the folder with `config` in it, or take an interrupted one again; yields the event
         log, which no other process can open meanwhile."""
         self.check(resume)
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         if not resume:
             with atomic_directory(self.path) as working:
-                (working / _CONFIG).write_text(
-                    yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
-                )
+                (working / _CONFIG).write_text(text, encoding="utf-8")
         with EventLog(self.path / _EVENTS) as log:
             self._sweep()
+            if resume and not any(self.checkpoints.glob("step-*")):
+                # nothing to go on from: it starts anew, and this is its config
+                write_text(self.path / _CONFIG, text, overwrite=True)
             yield log
 
     def _sweep(self) -> None:
-        """Remove what a killed process had not committed yet."""
+        """Remove what a killed process had not committed yet; put back what it was replacing."""
         for folder in (self.path, self.checkpoints):
+            for retired in folder.glob(".*.old"):
+                for kept in retired.iterdir():
+                    if not (folder / kept.name).exists():
+                        kept.rename(folder / kept.name)
             for pattern in (".*.tmp", ".*.old"):
                 for left in folder.glob(pattern):
                     shutil.rmtree(left) if left.is_dir() else left.unlink()

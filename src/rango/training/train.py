@@ -16,13 +16,14 @@ from rango.base.load import Base, load_base
 from rango.base.packing import Packing, packing_probe
 from rango.base.tokenizer import load_tokenizer
 from rango.errors import ConfigError
+from rango.evaluation.fit import check_fit
 from rango.progress import Progress, silent
 from rango.training.checkpoint import Origins
 from rango.training.config import RunConfig
 from rango.training.finish import finish
 from rango.training.fit import check_causal, train_model
 from rango.training.monitor import check_measurable
-from rango.training.prepare import Samples, check_fit, prepare_samples
+from rango.training.prepare import Samples, prepare_samples
 from rango.training.recorder import FolderRecorder
 from rango.training.result import RunResult
 from rango.training.run_folder import RunFolder, deciding
@@ -51,7 +52,7 @@ def train(config: RunConfig, *, resume: bool = False, progress: Progress = silen
     samples = prepare_samples(config.data, tokenizer, progress)
     check_measurable(config.training, bool(samples.valid), bool(samples.general))
     base = _load(config, progress)
-    check_fit(samples, base)
+    check_fit([*samples.train.samples, *samples.valid, *samples.general], base.model)
     plan = plan_steps(config.training, len(samples.train.samples))
     config = _with_plan(config, plan)
     packing = _packing(config, base)
