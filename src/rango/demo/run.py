@@ -297,14 +297,15 @@ def _curves(output: Path, methods: Sequence[Method], seed: int) -> list[str]:
         ("kl", "Forgetting", "KL from the base, nats a token"),
     ):
         series = []
-        for method in methods:
+        for place, method in enumerate(methods):
             events = read_events(_folder(output, method, seed) / "events.jsonl")
             points = [
                 (float(event["step"]), float(event[key]))
                 for event in events
                 if event["event"] == "evaluation" and event.get(key) is not None
             ]
-            series.append(Series(method.name, points))
+            # the colour that the bars give the method, two rows of bases being before it
+            series.append(Series(method.name, points, colour=place + 2))
         drawn.append(line_plot(title, series, y_label=label))
     return drawn
 
