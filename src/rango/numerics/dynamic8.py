@@ -36,7 +36,7 @@ def quantize_dynamic8(values: Tensor, blocksize: int = CONSTANTS_BLOCK) -> tuple
     absmax = blocks.abs().amax(dim=1)
     scaled = (blocks * absmax.reciprocal().unsqueeze(1)).clamp_(-1, 1).nan_to_num_(nan=-1.0)
     position = scaled.add_(1).div_(2).mul_(_POSITIONS - 1).add_(0.5).int()
-    codes = _nearest_codes().to(values.device)[position]
+    codes = nearest_codes().to(values.device)[position]
     return codes.flatten()[:count], absmax
 
 
@@ -58,15 +58,17 @@ def _in_blocks(values: Tensor, blocksize: int) -> Tensor:
 def _dynamic_map() -> Tensor:
     values = [0.0, 1.0]
     for decade in range(_DECADES):
-        edges = torch.linspace(0.1, 1, 2**decade + 1, dtype=torch.float32)
+        edges = torch.linspace(0.1, 1, 2**decade + 1, dtype=torch.float32, device="cpu")
         middles = 10 ** (decade - _DECADES + 1) * ((edges[:-1] + edges[1:]) / 2)
         values += middles.tolist() + (-middles).tolist()
-    return torch.tensor(sorted(values), dtype=torch.float32)
+    return torch.tensor(sorted(values), dtype=torch.float32, device="cpu")
 
 
 @cache
-def _nearest_codes() -> Tensor:
+def nearest_codes() -> Tensor:
     """The nearest code, uint8, of each of 65,536 even positions from -1 to 1."""
-    positions = torch.arange(_POSITIONS, dtype=torch.float64) / (_POSITIONS - 1) * 2 - 1
+    positions = (
+        torch.arange(_POSITIONS, dtype=torch.float64, device="cpu") / (_POSITIONS - 1) * 2 - 1
+    )
     code = _dynamic_map().double()
     return torch.bucketize(positions, (code[:-1] + code[1:]) / 2).to(torch.uint8)

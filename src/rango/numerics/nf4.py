@@ -43,7 +43,9 @@ NF4_CODE = torch.tensor(
         0.5626170039176941,
         0.7229568362236023,
         1.0,
-    ]
+    ],
+    dtype=torch.float32,
+    device="cpu",
 )
 """The 16 levels, fp32 (16,): quantiles of N(0, 1), scaled to [-1, 1], with an exact zero."""
 
