@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rango.base.inspect import inspect_base
-from rango.base.linear import NF4Linear
+from rango.base.linear import QuantizedLinear
 from rango.base.load import load_base
 from rango.base.save import save_base
 from rango.errors import CheckpointError
@@ -37,18 +37,21 @@ def test_tied_weights_count_once(saved):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "bert"])
-def test_what_quantization_loses(name, saved):
+@pytest.mark.parametrize(("kind", "least", "most"), [("nf4", 0.05, 0.15), ("int8", 0.002, 0.01)])
+def test_what_quantization_loses(name, kind, least, most, saved):
     folder, model = saved(name)
-    base = load_base(folder, quantize="nf4")
+    base = load_base(folder, quantize=kind)
     facts = inspect_base(base)
-    dry = inspect_base(folder, quantize="nf4")
+    dry = inspect_base(folder, quantize=kind)
+    assert facts.quantize == dry.quantize == kind
+    assert facts.double_quant == dry.double_quant == (kind == "nf4")
     assert dry.nbytes == facts.nbytes
     assert dry.error == pytest.approx(facts.error)
     assert {layer.name: layer for layer in dry.layers} == {la.name: la for la in facts.layers}
     assert facts.parameters["total"] == dry.parameters["total"] == model.num_parameters()
     modules, original = dict(base.model.named_modules()), dict(model.named_modules())
     assert {la.name for la in facts.layers} == {
-        key for key, module in modules.items() if isinstance(module, NF4Linear)
+        key for key, module in modules.items() if isinstance(module, QuantizedLinear)
     }
     for layer in facts.layers:
         weight = original[layer.name].weight.detach()
@@ -56,13 +59,27 @@ def test_what_quantization_loses(name, saved):
             weight = weight.T
         held = modules[layer.name].dequantize()
         assert layer.error == pytest.approx(((weight - held).norm() / weight.norm()).item())
-        assert 0.05 < layer.error < 0.15
+        assert least < layer.error < most
         assert layer.zeros == pytest.approx((held == 0).float().mean().item())
         assert layer.ratio == weight.nbytes / layer.nbytes
     biases = sum(p.nbytes for n, p in base.model.named_parameters() if n.endswith("bias"))
     assert facts.nbytes > facts.linear_nbytes > 0
     assert facts.nbytes >= facts.linear_nbytes + biases
     assert facts.ratio_linear > facts.ratio_whole > 1
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4", "int8"])
+def test_sizes_of_a_base_kept_in_16_bits(quantize, saved):
+    """Norms are held in fp32; the rest takes half of what fp32 does, or is quantized."""
+    folder, model = saved("llama", torch.bfloat16)
+    base = load_base(folder, quantize=quantize)
+    facts, dry = inspect_base(base), inspect_base(folder, quantize=quantize)
+    assert facts.dtype == dry.dtype == "bfloat16"
+    assert facts.nbytes == dry.nbytes
+    held = [*base.model.parameters(), *(b for n, b in base.model.named_buffers() if "proj" in n)]
+    assert facts.nbytes == sum(tensor.nbytes for tensor in held)
+    if quantize == "none":
+        assert facts.nbytes == 2 * model.num_parameters() + 2 * 5 * 32
 
 
 def test_a_quantized_checkpoint_against_its_source(saved, tmp_path):

@@ -9,7 +9,7 @@ from models import inputs
 from transformers import AutoModelForCausalLM
 
 from rango.base import save
-from rango.base.linear import NF4Linear
+from rango.base.linear import Int8Linear, NF4Linear
 from rango.base.load import base_from_model, load_base
 from rango.base.save import save_base
 from rango.errors import CheckpointError, OutputExistsError, StorageError
@@ -26,11 +26,16 @@ def test_what_is_written_is_read_back(name, shard_bytes, saved, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "phi", "gemma", "bert"])
-@pytest.mark.parametrize("double_quant", [True, False])
-def test_nf4_is_read_back_bit_for_bit(name, double_quant, saved, tmp_path):
-    base = load_base(saved(name)[0], quantize="nf4", double_quant=double_quant)
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "double_quant"), [("nf4", True), ("nf4", False), ("int8", True)])
+def test_what_is_quantized_is_read_back_bit_for_bit(
+    name, kind, double_quant, stored, saved, tmp_path
+):
+    base = load_base(saved(name, stored)[0], quantize=kind, double_quant=double_quant)
     again = load_base(save_base(base, tmp_path / "copy"))
-    assert (again.quantize, again.double_quant) == ("nf4", double_quant)
+    assert (again.quantize, again.double_quant) == (kind, double_quant)
+    assert (again.dtype, again.compute) == (stored, torch.float32)
+    assert again.fingerprint == base.fingerprint
     expected, found = base.model.state_dict(), again.model.state_dict()
     assert set(expected) == set(found)
     for key, tensor in expected.items():
@@ -51,8 +56,17 @@ def test_what_is_not_quantized_is_listed_by_name(saved, tmp_path):
     assert not isinstance(up, NF4Linear)
 
 
-def test_layers_that_bitsandbytes_cannot_read_are_named(saved, tmp_path):
-    base = load_base(saved("falcon")[0], quantize="nf4")
+def test_two_kinds_of_quantized_layers_are_refused(saved, tmp_path):
+    base = load_base(saved("llama")[0], quantize="nf4")
+    other = Int8Linear.from_weight(base.model.model.layers[0].mlp.up_proj.weight)
+    base.model.set_submodule("model.layers.0.mlp.up_proj", other)
+    with pytest.raises(CheckpointError, match="holds NF4 and int8 layers"):
+        save_base(base, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_layers_that_bitsandbytes_cannot_read_are_named(kind, saved, tmp_path):
+    base = load_base(saved("falcon")[0], quantize=kind)
     with pytest.raises(CheckpointError) as raised:
         save_base(base, tmp_path / "copy")
     for layer in (0, 1):
@@ -62,7 +76,7 @@ def test_layers_that_bitsandbytes_cannot_read_are_named(saved, tmp_path):
 
 
 def test_transformers_reads_it(saved, tmp_path):
-    base = load_base(saved("llama", torch.bfloat16)[0])
+    base = load_base(saved("llama", torch.bfloat16)[0], compute="as stored")
     copy = save_base(base, tmp_path / "copy")
     theirs = AutoModelForCausalLM.from_pretrained(copy)
     assert theirs.dtype == torch.bfloat16

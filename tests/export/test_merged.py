@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from models import build, inputs
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import rango
-from rango.errors import AdapterError, OutputExistsError
+from rango.errors import AdapterError, ConfigError, OutputExistsError
 
 
 def _made(tmp_path: Path, name: str, scale: float = 0.1, **fields: object) -> tuple[Path, Path]:
@@ -51,21 +53,60 @@ def test_an_adapted_embedding_is_untied_from_its_head(tmp_path: Path) -> None:
     assert _relative(merged(input_ids=ids)[0], adapted.model(input_ids=ids)[0]) < 1e-5
 
 
+@pytest.mark.parametrize(("onto", "scale", "most"), [("nf4", 0.004, 0.5), ("int8", 0.0008, 0.9)])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_onto_nf4_says_how_little_survives(tmp_path: Path, name: str) -> None:
-    base, adapter = _made(tmp_path, name, scale=0.004)
-    report = rango.merge_checkpoint(base, adapter, tmp_path / "merged", onto="nf4")
-    assert report.onto == "nf4"
-    assert report.surviving < 0.5
+def test_onto_quantized_weights_it_says_how_little_survives(
+    tmp_path: Path, name: str, onto: Any, scale: float, most: float
+) -> None:
+    base, adapter = _made(tmp_path, name, scale=scale)
+    report = rango.merge_checkpoint(base, adapter, tmp_path / "merged", onto=onto)
+    assert report.onto == onto
+    assert report.surviving < most
     loaded = rango.load_base(tmp_path / "merged")
-    assert loaded.quantize == "nf4"
+    assert loaded.quantize == onto
     assert loaded.model(input_ids=inputs())[0].isfinite().all()
 
 
+def test_int8_keeps_nearly_all_of_an_ordinary_update(tmp_path: Path) -> None:
+    base, adapter = _made(tmp_path, "llama", scale=0.1)
+    report = rango.merge_checkpoint(base, adapter, tmp_path / "merged", onto="int8")
+    assert report.surviving == pytest.approx(1, abs=1e-2)
+
+
+def test_a_bf16_base_merges_into_bf16_files(tmp_path: Path) -> None:
+    build("llama").to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    adapted = rango.attach(rango.load_base(tmp_path / "base"), r=3)
+    torch.manual_seed(0)
+    adapted.bank.parameters.normal_(std=0.1)
+    adapter = rango.save_adapter(adapted, tmp_path / "adapter")
+    report = rango.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "merged")
+    assert report.dtype == "bfloat16"
+    tensors = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    merged = rango.load_base(tmp_path / "merged").model(input_ids=inputs())[0]
+    assert _relative(merged, adapted.model(input_ids=inputs())[0]) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantized_checkpoint_keeps_its_kind(tmp_path: Path, kind: Any) -> None:
+    build("llama").save_pretrained(tmp_path / "source")
+    quantized = rango.load_base(tmp_path / "source", quantize=kind)
+    rango.save_base(quantized, tmp_path / "base")
+    adapter = rango.save_adapter(rango.attach(quantized, r=3), tmp_path / "adapter")
+    other = "int8" if kind == "nf4" else "nf4"
+    with pytest.raises(ConfigError, match=f"is stored in {kind}; expected stored or {kind}"):
+        rango.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "merged", onto=other)
+    with pytest.raises(ConfigError, match="onto: expected one of stored, nf4, int8; found 'fp4'"):
+        rango.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "merged", onto="fp4")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_an_nf4_checkpoint_merges_into_a_dense_one(tmp_path: Path, name: str) -> None:
+def test_a_quantized_checkpoint_merges_into_a_dense_one(
+    tmp_path: Path, name: str, kind: Any
+) -> None:
     build(name).save_pretrained(tmp_path / "source")
-    quantized = rango.load_base(tmp_path / "source", quantize="nf4")
+    quantized = rango.load_base(tmp_path / "source", quantize=kind)
     rango.save_base(quantized, tmp_path / "base")
     adapted = rango.attach(quantized, r=3)
     adapted.bank.parameters.normal_(std=0.1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rango.base import int8_files, nf4_files
 from rango.errors import CheckpointError
 from rango.files.tensors import Entry, TensorFile
 
@@ -51,13 +52,16 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that most of the floating-point elements are stored in.
+        """The type that most of the floating-point elements are stored in, quantized weights and
+        their constants aside.
 
         Raises CheckpointError when the weights are of a type that Rango does not compute in.
         """
         stored: Counter[str] = Counter()
         for entry in self.entries.values():
             if entry.dtype in _WEIGHT_DTYPES:
+                if nf4_files.owner(entry.name) or int8_files.owner(entry.name):
+                    continue
                 stored[entry.dtype] += entry.elements
             elif entry.dtype not in TORCH_DTYPES:
                 raise CheckpointError(

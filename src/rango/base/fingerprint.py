@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,13 @@ from torch import Tensor
 
 from rango.base.architecture import model_config
 from rango.base.checkpoint import TORCH_DTYPES, Checkpoint, open_checkpoint, read_json
+from rango.base.workers import Workers
 from rango.errors import CheckpointError
-from rango.files.tensors import Entry
+from rango.files.tensors import TensorFile
 from rango.progress import Progress, silent
 
 FACTS = "rango.json"
+_PIECE = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,17 @@ class TensorDigest:
     digest: str
 
 
-def digest_bytes(entry: Entry, data: memoryview) -> TensorDigest:
-    """The digest of a stored tensor's bytes."""
-    return TensorDigest(entry.name, entry.dtype, entry.shape, hashlib.sha256(data).hexdigest())
+def digest_stored(file: TensorFile, name: str, stopping: threading.Event) -> TensorDigest:
+    """The digest of a stored tensor's bytes, whose pages are given back. Cut short, and wrong, once
+    `stopping` is set."""
+    entry, data = file.entries[name], file.view(name)
+    digest = hashlib.sha256()
+    for start in range(0, entry.nbytes, _PIECE):
+        if stopping.is_set():
+            break
+        digest.update(data[start : start + _PIECE])
+    file.release(name)
+    return TensorDigest(entry.name, entry.dtype, entry.shape, digest.hexdigest())
 
 
 def digest_tensor(name: str, tensor: Tensor) -> TensorDigest:
@@ -113,10 +124,14 @@ def digest_files(checkpoint: Checkpoint, progress: Progress = silent) -> list[Te
     """The digest of every tensor of a checkpoint, read once."""
     total = sum(entry.nbytes for entry in checkpoint.entries.values())
     done, digests = 0, []
-    for file in checkpoint.files:
-        for entry in file.entries.values():
-            digests.append(digest_bytes(entry, file.view(entry.name)))
-            file.release(entry.name)
-            done += entry.nbytes
+    with Workers() as workers:
+        started = [
+            (entry.nbytes, workers.start(digest_stored, file, entry.name, workers.stopping))
+            for file in checkpoint.files
+            for entry in file.entries.values()
+        ]
+        for nbytes, digest in started:
+            digests.append(digest.result())
+            done += nbytes
             progress("fingerprint", done, total, "B")
     return digests

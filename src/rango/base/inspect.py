@@ -16,14 +16,17 @@ from rango.base.architecture import architecture
 from rango.base.checkpoint import Checkpoint, open_checkpoint
 from rango.base.config import Quantize
 from rango.base.fingerprint import combine, resolve, tied_vocabulary
-from rango.base.linear import NF4Linear
-from rango.base.load import Base, check_quantization, is_nf4
-from rango.base.quantizer import LoadPlan, Measure
+from rango.base.linear import QuantizedLinear
+from rango.base.model import Base
+from rango.base.product import Quantized, dequantize
+from rango.base.quantized_files import is_quantized
+from rango.base.quantizer import LoadPlan, Measure, quantized_as
 from rango.base.roles import adaptable_modules
 from rango.base.source import local_folder
+from rango.base.stored import NARROW
 from rango.base.stream import stream_model
 from rango.errors import CheckpointError
-from rango.numerics.nf4 import NF4Tensor, dequantize_nf4, quantize_nf4
+from rango.numerics.nf4 import NF4Tensor
 from rango.progress import Progress, silent
 
 
@@ -39,9 +42,9 @@ class LayerFacts:
     ratio: float
     """Bytes before quantization over bytes after."""
     zeros: float
-    """Share of the weights that are exactly zero in NF4."""
+    """Share of the weights that are exactly zero."""
     error: float | None
-    """‖W − W_NF4‖ / ‖W‖; None without the source's weights."""
+    """‖W − W_quantized‖ / ‖W‖; None without the source's weights."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class BaseFacts:
     kind: str
     fingerprint: str
     dtype: str
+    """Of the weight matrices that are not quantized."""
     quantize: str
     double_quant: bool
     tied: bool
@@ -70,7 +74,7 @@ class BaseFacts:
     zeros: float | None
     """Share of the quantized weights that are exactly zero; None when not quantized."""
     error: float | None
-    """‖W − W_NF4‖ / ‖W‖ over all quantized layers together."""
+    """‖W − W_quantized‖ / ‖W‖ over all quantized layers together."""
     layers: tuple[LayerFacts, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,9 +93,10 @@ def inspect_base(
 ) -> BaseFacts:
     """The facts of a loaded base, or of a checkpoint, which is streamed and not held.
 
-    With quantize="nf4" an unquantized checkpoint is quantized tensor by tensor to measure what it
-    would lose. The errors of a base that is already quantized are measured against the checkpoint
-    `against`, or against the one it was quantized from when it was loaded.
+    With quantize="nf4" or "int8" an unquantized checkpoint is quantized tensor by tensor to measure
+    what it would lose. Sizes are those of a base that load_base holds by default. The errors of a
+    base that is already quantized are measured against the checkpoint `against`, or against the one
+    it was quantized from when it was loaded.
 
     Raises CheckpointError as load_base does, and when `against` is another architecture's or is
     quantized itself.
@@ -99,19 +104,22 @@ def inspect_base(
     if isinstance(source, Base):
         return _inspect_loaded(source, against, progress)
     checkpoint = open_checkpoint(local_folder(source, revision))
-    check_quantization(checkpoint)
+    already = is_quantized(checkpoint)
     shape = architecture(checkpoint)
     layers: list[_Measured] = []
 
     def quantize_and_measure(name: str, weight: Tensor) -> None:
-        layers.append(_measure(name, quantize_nf4(weight, double_quant=double_quant), weight))
+        layers.append(_measure(name, quantized_as(quantize, weight, double_quant), weight))
 
-    measuring = quantize == "nf4" and not is_nf4(checkpoint)
-    plan = LoadPlan(False, double_quant, measure=quantize_and_measure if measuring else None)
-    streamed = stream_model(
-        checkpoint, shape, plan, dtype=checkpoint.dtype, keep=False, progress=progress
+    measuring = quantize != "none" and not already
+    plan = LoadPlan(
+        "none",
+        double_quant,
+        widen=checkpoint.dtype in NARROW,
+        measure=quantize_and_measure if measuring else None,
     )
-    if is_nf4(checkpoint):
+    streamed = stream_model(checkpoint, shape, plan, dtype=checkpoint.dtype, progress=progress)
+    if already:
         layers = _quantized_layers(streamed.model, against, progress)
     own = combine(streamed.digests, tied_vocabulary(shape.config))
     return _facts(
@@ -125,7 +133,7 @@ def inspect_base(
 
 
 def _inspect_loaded(base: Base, against: str | Path | None, progress: Progress) -> BaseFacts:
-    if against is None and base.path is not None and not is_nf4(open_checkpoint(base.path)):
+    if against is None and base.path is not None and not is_quantized(open_checkpoint(base.path)):
         against = base.path
     return _facts(
         base.model,
@@ -140,10 +148,11 @@ def _inspect_loaded(base: Base, against: str | Path | None, progress: Progress) 
 @dataclass(frozen=True)
 class _Measured:
     facts: LayerFacts
+    kind: Quantize
     nested: bool
     bytes_before: int
     squares: tuple[float, float] | None
-    """‖W − W_NF4‖² and ‖W‖²."""
+    """‖W − W_quantized‖² and ‖W‖²."""
 
 
 def _quantized_layers(
@@ -152,7 +161,7 @@ def _quantized_layers(
     held = {
         name: module.quantized
         for name, module in model.named_modules()
-        if isinstance(module, NF4Linear)
+        if isinstance(module, QuantizedLinear)
     }
     if against is None or not held:
         return [_measure(name, quantized, None) for name, quantized in held.items()]
@@ -170,18 +179,17 @@ def _quantized_layers(
 
 
 def _show_linear_weights(checkpoint: Checkpoint, measure: Measure, progress: Progress) -> None:
-    if is_nf4(checkpoint):
+    if is_quantized(checkpoint):
         raise CheckpointError(
             f"{checkpoint.folder}: is quantized itself; errors are measured against the "
             "unquantized checkpoint"
         )
-    check_quantization(checkpoint)
-    plan = LoadPlan(quantize=False, double_quant=True, measure=measure)
+    plan = LoadPlan("none", double_quant=True, measure=measure)
     shape = architecture(checkpoint)
-    stream_model(checkpoint, shape, plan, dtype=checkpoint.dtype, keep=False, progress=progress)
+    stream_model(checkpoint, shape, plan, dtype=checkpoint.dtype, progress=progress)
 
 
-def _measure(name: str, quantized: NF4Tensor, weight: Tensor | None) -> _Measured:
+def _measure(name: str, quantized: Quantized, weight: Tensor | None) -> _Measured:
     squares = None
     if weight is not None:
         if tuple(weight.shape) != tuple(quantized.shape):
@@ -190,7 +198,7 @@ def _measure(name: str, quantized: NF4Tensor, weight: Tensor | None) -> _Measure
                 "checkpoint to compare with is another model's"
             )
         original = weight.float()
-        difference = original - dequantize_nf4(quantized, torch.float32)
+        difference = original - dequantize(quantized, torch.float32)
         squares = (difference.pow_(2).sum().item(), original.pow(2).sum().item())
     before = quantized.dtype.itemsize * _elements(quantized.shape)
     facts = LayerFacts(
@@ -201,11 +209,15 @@ def _measure(name: str, quantized: NF4Tensor, weight: Tensor | None) -> _Measure
         zeros=_zeros(quantized),
         error=_relative(squares),
     )
-    return _Measured(facts, quantized.nested, before, squares)
+    kind: Quantize = "nf4" if isinstance(quantized, NF4Tensor) else "int8"
+    nested = isinstance(quantized, NF4Tensor) and quantized.nested
+    return _Measured(facts, kind, nested, before, squares)
 
 
-def _zeros(quantized: NF4Tensor) -> float:
-    """Share of the weights whose level is zero, counted by byte: each holds two."""
+def _zeros(quantized: Quantized) -> float:
+    """Share of the weights whose level is zero; in NF4 counted by byte, as each holds two."""
+    if not isinstance(quantized, NF4Tensor):
+        return 1 - int(torch.count_nonzero(quantized.codes)) / quantized.codes.numel()
     counts = torch.bincount(quantized.packed.reshape(-1), minlength=256)
     is_zero = (quantized.code == 0).long()
     zeros_in_byte = (is_zero.unsqueeze(1) + is_zero.unsqueeze(0)).reshape(-1)
@@ -243,7 +255,7 @@ def _facts(
         kind=kind,
         fingerprint=fingerprint,
         dtype=str(dtype).removeprefix("torch."),
-        quantize="nf4" if layers else "none",
+        quantize=measured[0].kind if measured else "none",
         double_quant=bool(layers) and all(layer.nested for layer in measured),
         tied=bool(model.all_tied_weights_keys),
         parameters=parameters | {"total": sum(parameters.values())},
@@ -257,7 +269,7 @@ def _facts(
     )
 
 
-_Sized = Tensor | NF4Tensor
+_Sized = Tensor | Quantized
 
 
 def _sizes(model: PreTrainedModel) -> dict[str, list[tuple[str, _Sized]]]:
@@ -267,7 +279,7 @@ def _sizes(model: PreTrainedModel) -> dict[str, list[tuple[str, _Sized]]]:
         part: [] for part in ("linear", "embedding", "head", "other")
     }
     for name, module in model.named_modules():
-        if isinstance(module, NF4Linear):
+        if isinstance(module, QuantizedLinear):
             parts["linear"].append((name, module.quantized))
     for name, parameter in model.named_parameters():
         module_name, _, leaf = name.rpartition(".")

@@ -54,7 +54,7 @@ def packing_probe(model: nn.Module) -> Packing:
         alone = [_outputs(model, first, None), _outputs(model, second, None)]
     error = _relative(together, torch.cat(alone, dim=1))
     leak = _relative(torch.cat([other_second, other_first], dim=1), together)
-    tolerance = _ALONE.get(next(model.parameters()).dtype, 1e-4)
+    tolerance = _ALONE.get(together.dtype, 1e-4)
     if error <= tolerance and leak <= _LEAK:
         return Packing(True, error, f"{name} keeps packed sequences apart")
     return Packing(
@@ -66,7 +66,7 @@ def packing_probe(model: nn.Module) -> Packing:
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
 def _packed(model: nn.Module, first: Tensor, second: Tensor) -> Tensor:
@@ -92,10 +92,11 @@ def _sequence(model: nn.Module, vocabulary: int, length: int) -> Tensor:
 
 
 def _outputs(model: nn.Module, ids: Tensor, positions: Tensor | None) -> Tensor:
-    """Logits, or an encoder's last hidden state, (1, S, …) in fp32. The cache is off, as it is in
+    """Logits, or an encoder's last hidden state, (1, S, …). The cache is off, as it is in
     training: with one, transformers does not look for boundaries."""
     outputs = model(input_ids=ids, position_ids=positions, use_cache=False)
-    return outputs[0].float()
+    found: Tensor = outputs[0]
+    return found
 
 
 @contextmanager

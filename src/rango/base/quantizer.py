@@ -2,13 +2,14 @@
 
 transformers renames, splits and fuses a checkpoint's tensors on their way into the model (old
 names, fused experts); a registered quantizer sees each one after that, one at a time. Rango
-registers one that turns linear weights into NF4 as they arrive and keeps the NF4 tensors aside; the
-layers are exchanged when everything has arrived, so the loader only ever sees plain layers.
+registers one that quantizes linear weights as they arrive and keeps the quantized tensors aside;
+the layers are exchanged when everything has arrived, so the loader only ever sees plain layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,36 +20,48 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from rango.base.linear import NF4Linear
+from rango.base.config import Quantize
+from rango.base.linear import quantized_linear
+from rango.base.product import Quantized
 from rango.base.roles import adaptable_modules
-from rango.numerics.nf4 import NF4Tensor, quantize_nf4
+from rango.base.stored import widen_the_rest
+from rango.kernels.int8 import quantize_int8
+from rango.kernels.nf4 import quantize_nf4
 
-METHOD = "rango_nf4"
+METHOD = "rango"
 
 Measure = Callable[[str, Tensor], None]
 """Shown each linear weight as it passes: module name, weight (out, in)."""
+Later = Callable[[Tensor, Callable[[Tensor], Quantized]], "Future[Quantized]"]
+"""Quantizes a weight on another thread."""
 
 
 @dataclass
 class LoadPlan:
     """One load: what to quantize, what arrives quantized, and what came of it."""
 
-    quantize: bool
+    quantize: Quantize
     double_quant: bool
-    stored: dict[str, Callable[[], NF4Tensor]] = field(default_factory=dict)
-    """By the checkpoint's name of a weight, how to read it where it is stored as NF4."""
+    widen: bool = False
+    """Hold in fp32 what is not kept as stored: arithmetic is in fp32."""
+    stored: dict[str, Callable[[], Quantized]] = field(default_factory=dict)
+    """By the checkpoint's name of a weight, how to read it where it is stored quantized."""
     measure: Measure | None = None
     """Look at the linear weights instead of keeping them; they stay on the meta device."""
+    later: Later | None = None
+    """How to quantize while the loader goes on; None waits for each weight."""
     targets: set[str] = field(default_factory=set)
-    quantized: dict[str, NF4Tensor] = field(default_factory=dict)
+    quantized: dict[str, Quantized] = field(default_factory=dict)
     """By module name."""
+    started: dict[str, Future[Quantized]] = field(default_factory=dict)
+    """By module name, those that are being quantized."""
     problems: list[str] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoadPlan:
         return self  # from_pretrained copies the configuration that carries it; the load is one
 
     def receive(self, name: str, value: Tensor, source: str, expected: torch.Size) -> bool:
-        """Take weight `name` of the model if it is to be held as NF4; say whether it was taken."""
+        """Take weight `name` of the model if it is to be held quantized; say whether it was."""
         module_name = name.removesuffix(".weight")
         if source in self.stored:
             quantized = self.stored[source]()
@@ -60,14 +73,35 @@ class LoadPlan:
         _check_shape(name, tuple(value.shape), tuple(expected))
         if self.measure is not None:
             self.measure(module_name, value)
+        elif self.later is not None:
+            self.started[module_name] = self.later(value, self._quantize)
         else:
-            self.quantized[module_name] = quantize_nf4(value, double_quant=self.double_quant)
+            self.quantized[module_name] = self._quantize(value)
         return True
+
+    def settle(self) -> None:
+        """Wait for what was started; what is wrong with a weight is added to the problems."""
+        while self.started:
+            module_name, started = self.started.popitem()
+            try:
+                self.quantized[module_name] = started.result()
+            except ValueError as fault:
+                self.problems.append(f"{module_name}.weight: {fault}")
+
+    def _quantize(self, weight: Tensor) -> Quantized:
+        return quantized_as(self.quantize, weight, self.double_quant)
 
     @property
     def converts(self) -> bool:
         """Whether linear weights are quantized, or looked at, as they arrive."""
-        return self.quantize or self.measure is not None
+        return self.quantize != "none" or self.measure is not None
+
+
+def quantized_as(kind: Quantize, weight: Tensor, double_quant: bool) -> Quantized:
+    """A weight (out, in) in NF4 or int8."""
+    if kind == "int8":
+        return quantize_int8(weight)
+    return quantize_nf4(weight, double_quant=double_quant)
 
 
 @register_quantization_config(METHOD)
@@ -92,6 +126,8 @@ class StreamQuantizer(HfQuantizer):
         self.plan = quantization_config.plan
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        if self.plan.widen:
+            widen_the_rest(model)
         if self.plan.converts or self.plan.stored:
             self.plan.targets = {
                 name
@@ -175,12 +211,12 @@ class _Receive(ConversionOps):
         return taken
 
 
-def exchange_layers(model: nn.Module, quantized: dict[str, NF4Tensor]) -> None:
-    """Put an NF4Linear in the place of each named linear layer, keeping its bias."""
+def exchange_layers(model: nn.Module, quantized: dict[str, Quantized]) -> None:
+    """Put a quantized layer in the place of each named linear layer, keeping its bias."""
     while quantized:
         name, tensor = quantized.popitem()
         bias = getattr(model.get_submodule(name), "bias", None)
-        model.set_submodule(name, NF4Linear(tensor, bias))
+        model.set_submodule(name, quantized_linear(tensor, bias))
 
 
 def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

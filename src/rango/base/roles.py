@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rango.base.linear import NF4Linear
+from rango.base.linear import QuantizedLinear
 from rango.errors import TargetError, nearest
 
 Role = Literal["attention", "mlp", "head", "router", "embedding", "other"]
@@ -43,17 +43,17 @@ class Uncovered:
 
 
 def adaptable_modules(model: nn.Module) -> dict[str, Adaptable]:
-    """Every linear layer (subclasses of nn.Linear, NF4, transformers' Conv1D) and embedding.
+    """Every linear layer (subclasses of nn.Linear, quantized, transformers' Conv1D) and embedding.
 
     A linear layer outside a transformers model's backbone is a task head, as is what
     get_output_embeddings() returns.
     """
     heads = _heads(model)
-    # torch reads this projection's weight and never calls it: what stands in would not act
+    # projections whose weight is read and that are never called: what stands in would not act
     uncalled = {
-        f"{name}.out_proj" if name else "out_proj"
+        f"{name}.{leaf}" if name else leaf
         for name, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention)
+        if (leaf := _read_by(module))
     }
     found = {}
     for name, module in model.named_modules():
@@ -119,9 +119,17 @@ def base_weight_shape(module: nn.Module) -> tuple[int, int]:
     return shape[1], shape[0]
 
 
+def _read_by(module: nn.Module) -> str | None:
+    """The child whose weight torch's attention, or transformers' Mamba, reads instead of calling
+    it."""
+    if isinstance(module, nn.MultiheadAttention):
+        return "out_proj"
+    return "dt_proj" if type(module).__name__.endswith("MambaMixer") else None
+
+
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear layer, whatever its kind."""
-    if isinstance(module, nn.Linear | NF4Linear):
+    if isinstance(module, nn.Linear | QuantizedLinear):
         return module.in_features, module.out_features
     if isinstance(module, Conv1D):
         return module.nx, module.nf

@@ -1,4 +1,4 @@
-"""Write a base as a Hugging Face checkpoint, in floating point or in bitsandbytes' NF4 layout."""
+"""Write a base as a Hugging Face checkpoint, in floating point or in bitsandbytes' NF4 or int8."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from transformers.pytorch_utils import Conv1D
 
 from rango.base.checkpoint import INDEX, SINGLE
 from rango.base.fingerprint import FACTS, combine, digest_tensor, note, tied_vocabulary
-from rango.base.linear import NF4Linear
-from rango.base.load import Base
+from rango.base.linear import QuantizedLinear
+from rango.base.model import Base
+from rango.base.quantized_files import quantization_config
 from rango.base.state import state_on_disk
+from rango.base.stored import StoredLinear
 from rango.base.tokenizer import TOKENIZER_FILES
 from rango.errors import CheckpointError
 from rango.files.atomic import atomic_directory
@@ -40,8 +42,9 @@ def save_base(
 ) -> Path:
     """Write `base` to `folder`: weights, config.json, tokenizer files and rango.json; return it.
 
-    An NF4 base is written so that bitsandbytes, through transformers, reads the same weights. The
-    folder appears whole or not at all. The source's fingerprint rides along in rango.json.
+    A quantized base is written so that bitsandbytes, through transformers, reads the same weights,
+    and what is kept in 16 bits is written in them. The folder appears whole or not at all. The
+    source's fingerprint rides along in rango.json.
 
     Raises CheckpointError naming the layers that bitsandbytes would not quantize,
     OutputExistsError if the folder is taken, StorageError if the disk refuses.
@@ -67,7 +70,7 @@ def save_base(
 
 
 def unreadable_by_bitsandbytes(model: PreTrainedModel) -> list[str]:
-    """The NF4 layers of `model` that bitsandbytes, through transformers, would not quantize.
+    """The quantized layers of `model` that bitsandbytes, through transformers, would not quantize.
 
     It replaces layers whose class is exactly nn.Linear, and transformers' Conv1D.
     """
@@ -75,10 +78,17 @@ def unreadable_by_bitsandbytes(model: PreTrainedModel) -> list[str]:
     protected = list(plain._keep_in_fp32_modules or [])
     return [
         name
-        for name, module in model.named_modules()
-        if isinstance(module, NF4Linear)
-        and (not _convertible(plain.get_submodule(name)) or _matches(name, protected))
+        for name in _quantized(model)
+        if not _convertible(plain.get_submodule(name)) or _matches(name, protected)
     ]
+
+
+def _quantized(model: PreTrainedModel) -> dict[str, QuantizedLinear]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear)
+    }
 
 
 def _config_on_disk(base: Base) -> dict[str, Any]:
@@ -86,13 +96,13 @@ def _config_on_disk(base: Base) -> dict[str, Any]:
     config.architectures = [type(base.model).__name__]
     config.dtype = base.dtype
     fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
-    if base.quantize == "nf4":
+    if base.quantize != "none":
         fields["quantization_config"] = _quantization_config(base)
     return fields
 
 
 def _quantization_config(base: Base) -> dict[str, Any]:
-    """What BitsAndBytesConfig writes, with every layer that is not NF4 in the list to skip."""
+    """What BitsAndBytesConfig writes, with every unquantized linear layer in the list to skip."""
     refused = unreadable_by_bitsandbytes(base.model)
     if refused:
         raise CheckpointError(
@@ -101,31 +111,22 @@ def _quantization_config(base: Base) -> dict[str, Any]:
             "quantize='none' to save it"
         )
     skipped = _skipped_layers(base.model)
-    clashing = [
-        name
-        for name, module in base.model.named_modules()
-        if isinstance(module, NF4Linear) and _matches(name, skipped)
-    ]
+    clashing = [name for name in _quantized(base.model) if _matches(name, skipped)]
     if clashing:
         raise CheckpointError(
             f"{base.source}: bitsandbytes' list of layers to skip cannot tell "
             f"{', '.join(clashing)} from {', '.join(skipped)}"
         )
-    return {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": True,
-        "load_in_8bit": False,
-        "_load_in_4bit": True,
-        "_load_in_8bit": False,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": base.double_quant,
-        "bnb_4bit_compute_dtype": str(base.dtype).removeprefix("torch."),
-        "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_enable_fp32_cpu_offload": False,
-        "llm_int8_has_fp16_weight": False,
-        "llm_int8_skip_modules": skipped,
-        "llm_int8_threshold": 6.0,
-    }
+    if len({type(module) for module in _quantized(base.model).values()}) > 1:
+        raise CheckpointError(
+            f"{base.source}: holds NF4 and int8 layers; bitsandbytes' layout has one kind"
+        )
+    return quantization_config(
+        base.quantize,
+        double_quant=base.double_quant,
+        dtype=str(base.dtype).removeprefix("torch."),
+        skip=skipped,
+    )
 
 
 def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
@@ -135,7 +136,7 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _convertible(module: nn.Module) -> bool:
-    return type(module) is nn.Linear or isinstance(module, Conv1D)
+    return type(module) in (nn.Linear, StoredLinear) or isinstance(module, Conv1D)
 
 
 def _skipped_layers(model: PreTrainedModel) -> list[str]:

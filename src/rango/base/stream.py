@@ -1,29 +1,36 @@
-"""Stream a checkpoint into a model: one tensor at a time, each hashed as it passes."""
+"""Stream a checkpoint into a model, each tensor hashed, and quantized, beside the loader."""
 
 from __future__ import annotations
 
 import ctypes
 import inspect
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.core_model_loading import dot_natural_key
 
 from rango.base.architecture import Architecture, quiet_transformers
 from rango.base.checkpoint import Checkpoint, read_json, read_tensor
-from rango.base.fingerprint import TensorDigest, digest_bytes
-from rango.base.nf4_files import from_tensors, owner
+from rango.base.fingerprint import TensorDigest, digest_stored
+from rango.base.product import Quantized
+from rango.base.quantized_files import quantized_groups, read_quantized
 from rango.base.quantizer import LoadPlan, StreamConfig, exchange_layers
+from rango.base.stored import keep_as_stored
+from rango.base.workers import Workers
 from rango.errors import CheckpointError
 from rango.files.tensors import TensorFile
-from rango.numerics.nf4 import NF4Tensor
 from rango.progress import Progress, silent
 
 _TRIM_EVERY = 32 * 2**20
+_HASH_AHEAD = 2**30
 _LIBC = ctypes.CDLL(None)
 
 
@@ -41,26 +48,29 @@ def stream_model(
     plan: LoadPlan,
     *,
     dtype: torch.dtype,
-    keep: bool = True,
     progress: Progress = silent,
 ) -> Streamed:
-    """Build the model and fill it from the checkpoint, quantizing as `plan` says.
+    """Build the model and fill it from the checkpoint, quantizing as `plan` says; weight matrices
+    take `dtype`, and so does the rest unless the plan widens it.
 
-    At any time at most the finished part of the model and the tensor in hand are held. With `keep`
-    false the weights stay views of the files, for a look at them only.
+    What the model holds as the file has it stays a private view of the file: it takes no memory
+    until it is read, and the file may be removed or replaced, but not be written into. Besides, at
+    any time at most the finished part of the model and a few tensors in hand are held.
 
     Raises CheckpointError listing every missing, unexpected and mis-shaped tensor.
     """
-    arrivals = _Arrivals(checkpoint, plan, dtype, progress)
-    model = _fill(checkpoint, architecture, plan, arrivals, dtype)
-    if keep:
-        _own_memory(model, arrivals.mapped)
-    exchange_layers(model, plan.quantized)
-    _restore_plainness(model)
-    _read_generation_config(model, checkpoint.folder)
-    model.requires_grad_(False)
-    arrivals.finish()
-    return Streamed(model.eval(), arrivals.digests)
+    with Workers() as workers:
+        arrivals = _Arrivals(checkpoint, plan, dtype, workers, progress)
+        model = _fill(checkpoint, architecture, plan, arrivals, dtype)
+        exchange_layers(model, plan.quantized)
+        if plan.widen:
+            keep_as_stored(model)
+        _restore_plainness(model)
+        _read_generation_config(model, checkpoint.folder)
+        model.requires_grad_(False)
+        digests = arrivals.finish()
+    return_freed_memory()
+    return Streamed(model.eval(), digests)
 
 
 def return_freed_memory() -> None:
@@ -70,67 +80,112 @@ def return_freed_memory() -> None:
 
 
 class _Arrivals:
-    """The tensors of a checkpoint, each read when the loader asks for it."""
+    """The tensors of a checkpoint, each a view of its file when the loader asks for it; hashing
+    begins before, in the order in which it will ask."""
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: LoadPlan, dtype: torch.dtype, progress: Progress
+        self,
+        checkpoint: Checkpoint,
+        plan: LoadPlan,
+        dtype: torch.dtype,
+        workers: Workers,
+        progress: Progress,
     ) -> None:
         self.plan = plan
         self.dtype = dtype
-        self.progress = progress
-        self.digests: list[TensorDigest] = []
-        self.mapped: dict[int, tuple[TensorFile, str]] = {}
-        """By address, the tensors handed out as views of their files."""
+        self._workers = workers
+        self._progress = progress
         self._checkpoint = checkpoint
         self._homes = checkpoint.homes
-        self._waiting = dict.fromkeys(self._homes)
+        self._views: dict[int, tuple[TensorFile, str]] = {}
+        """By address, what was handed out."""
+        self._unread = set(self._homes)
+        self._unhashed = dict.fromkeys(sorted(self._homes, key=dot_natural_key))
+        self._ahead = 0
+        """Bytes given to be hashed and not yet asked for."""
+        self._hashing: deque[tuple[Future[TensorDigest], int]] = deque()
+        self._digests: list[TensorDigest] = []
         self._total = sum(entry.nbytes for entry in checkpoint.entries.values())
         self._done = 0
         self._since_trim = 0
-        self._last: tuple[TensorFile, str] | None = None
+        plan.later = self._quantize_later
+        self._hash_more()
 
     def lazy_state(self) -> dict[str, Any]:
-        """What transformers takes for a state dict; NF4 weights stand for all their parts."""
+        """What transformers takes for a state dict; a weight stored quantized stands for all its
+        parts."""
         state: dict[str, Any] = {name: _Lazy(self, name) for name in self._homes}
-        for weight, group in nf4_groups(self._checkpoint).items():
-            self.plan.stored[weight] = partial(self._read_nf4, weight, group)
+        for weight, group in quantized_groups(self._checkpoint).items():
+            self.plan.stored[weight] = partial(self._read_quantized, weight, group)
             for name in group:
                 state.pop(name, None)
             state[weight] = _Placeholder(self.dtype)
         return state
 
     def read(self, name: str) -> Tensor:
-        """The tensor as a view of its file, hashed and counted."""
-        file = self._homes[name]
-        self._pass(file, name)
-        tensor = read_tensor(file, name)
-        self.mapped[tensor.untyped_storage().data_ptr()] = (file, name)
+        """The tensor as a view of its file."""
+        if name in self._unread:
+            self._unread.remove(name)
+            if name in self._unhashed:  # out of turn
+                self._hash(name)
+            self._ahead -= self._size(name)
+            self._hash_more()
+            self._report()
+        tensor = read_tensor(self._homes[name], name)
+        self._views[tensor.untyped_storage().data_ptr()] = (self._homes[name], name)
         return tensor
 
-    def finish(self) -> None:
-        """Hash what the model had no use for."""
-        for name in list(self._waiting):
-            self._pass(self._homes[name], name)
-        return_freed_memory()
+    def finish(self) -> list[TensorDigest]:
+        """The digest of every tensor, those included that the model had no use for."""
+        for name in list(self._unhashed):
+            self._hash(name)
+        while self._hashing:
+            self._collect()
+        return self._digests
 
-    def _read_nf4(self, weight: str, group: list[str]) -> NF4Tensor:
-        return from_tensors(weight, {name: self.read(name).clone() for name in group})
+    def _read_quantized(self, weight: str, group: list[str]) -> Quantized:
+        return read_quantized(weight, {name: self.read(name) for name in group}, self.dtype)
 
-    def _pass(self, file: TensorFile, name: str) -> None:
-        if name not in self._waiting:
-            return
-        del self._waiting[name]
-        entry = file.entries[name]
-        self.digests.append(digest_bytes(entry, file.view(name)))
-        if self._last is not None:
-            self._last[0].release(self._last[1])
-        self._last = (file, name)
-        self._done += entry.nbytes
-        self._since_trim += entry.nbytes
+    def _quantize_later(
+        self, weight: Tensor, quantize: Callable[[Tensor], Quantized]
+    ) -> Future[Quantized]:
+        home = self._views.get(weight.untyped_storage().data_ptr())
+
+        def work() -> Quantized:
+            try:
+                return quantize(weight)
+            finally:
+                if home is not None:
+                    home[0].release(home[1])
+
+        return self._workers.start_holding(weight.nbytes, work)
+
+    def _hash_more(self) -> None:
+        while self._unhashed and self._ahead < _HASH_AHEAD:
+            self._hash(next(iter(self._unhashed)))
+
+    def _hash(self, name: str) -> None:
+        del self._unhashed[name]
+        digest = self._workers.start(digest_stored, self._homes[name], name, self._workers.stopping)
+        self._hashing.append((digest, self._size(name)))
+        self._ahead += self._size(name)
+
+    def _report(self) -> None:
+        while self._hashing and self._hashing[0][0].done():
+            self._collect()
+
+    def _collect(self) -> None:
+        digest, nbytes = self._hashing.popleft()
+        self._digests.append(digest.result())
+        self._done += nbytes
+        self._since_trim += nbytes
         if self._since_trim >= _TRIM_EVERY:
             return_freed_memory()
             self._since_trim = 0
-        self.progress("loading", self._done, self._total, "B")
+        self._progress("loading", self._done, self._total, "B")
+
+    def _size(self, name: str) -> int:
+        return self._homes[name].entries[name].nbytes
 
 
 class _Lazy:
@@ -144,29 +199,14 @@ class _Lazy:
 
 
 class _Placeholder:
-    """Stands for a weight stored in NF4, which the plan reads itself, in the load's dtype so that
-    no cast is made of it."""
+    """Stands for a weight stored quantized, which the plan reads itself, in the load's dtype so
+    that no cast is made of it."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
     def __getitem__(self, index: Any) -> Tensor:
         return torch.empty(0, dtype=self.dtype)
-
-
-def nf4_groups(checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """By the name of each weight stored as NF4, the names of all its tensors (itself included)."""
-    if not checkpoint.config.get("quantization_config"):
-        return {}
-    groups: dict[str, list[str]] = {}
-    for name in checkpoint.homes:
-        weight = owner(name)
-        if weight is not None:
-            groups.setdefault(weight, []).append(name)
-    for weight, group in groups.items():
-        if weight in checkpoint.homes:
-            group.append(weight)
-    return groups
 
 
 def _fill(
@@ -194,9 +234,13 @@ def _fill(
                 trust_remote_code=False,
                 **options,
             )
+        plan.settle()
+        if plan.problems:
+            raise ValueError("weights that cannot be quantized")
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
+        plan.settle()
         problems = "\n  ".join(plan.problems) or str(error)
         raise CheckpointError(
             f"{checkpoint.folder}: the tensors do not make a "
@@ -229,15 +273,6 @@ def _check_complete(
             f"{checkpoint.folder}: its tensors are not those of {type(model).__name__} as "
             f"config.json describes it ({len(faults)} differ):\n  {shown}"
         )
-
-
-def _own_memory(model: nn.Module, mapped: dict[int, tuple[TensorFile, str]]) -> None:
-    """Copy the tensors that are still views of the files, so that no file is needed any more."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        home = mapped.get(tensor.untyped_storage().data_ptr())
-        if home is not None:
-            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-            home[0].release(home[1])
 
 
 def _restore_plainness(model: PreTrainedModel) -> None:

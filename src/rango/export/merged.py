@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,15 @@ from rango.adapters.files import load_adapter, read_adapter
 from rango.adapters.matching import noted_revision
 from rango.adapters.merge import base_weight, merged_module, module_delta
 from rango.base.config import BaseDtype
-from rango.base.linear import NF4Linear
+from rango.base.linear import QuantizedLinear, quantized_linear
 from rango.base.load import Base, base_from_model, load_base
+from rango.base.quantizer import quantized_as
 from rango.base.save import save_base
 from rango.errors import ConfigError
 from rango.files.atomic import refuse_existing
 from rango.progress import Progress, silent
 
-Onto = Literal["stored", "nf4"]
+Onto = Literal["stored", "nf4", "int8"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class MergeReport:
 
     update: ‖ΔW‖ / ‖W‖ over the merged modules together.
     surviving: share of ΔW that is left once the sum is rounded to the type on disk:
-        ⟨W' − W, ΔW⟩ / ⟨ΔW, ΔW⟩. Near 1 in fp32 and bf16; requantizing to NF4 may erase most of
-        a small update.
+        ⟨W' − W, ΔW⟩ / ⟨ΔW, ΔW⟩. Near 1 in fp32 and bf16; quantizing again may erase most of a
+        small update, in NF4 above all.
     """
 
     output: str
@@ -62,14 +63,15 @@ def merge_checkpoint(
 ) -> MergeReport:
     """Write base + adapter as a Hugging Face checkpoint (W + ΔW in fp32, one cast).
 
-    onto="stored" adds to the weights as the base stores them; "nf4" adds to the NF4 weights (those
-    that QLoRA trained over) and quantizes the sum again, so read `surviving`.
+    onto="stored" adds to the weights as the base stores them; "nf4" and "int8" add to the
+    quantized weights (those that were trained over) and quantize the sum again, so read
+    `surviving`.
 
     Raises AdapterError if the adapter is another base's, CheckpointError, OutputExistsError,
     StorageError; nothing half-written is left.
     """
-    if onto not in ("stored", "nf4"):
-        raise ConfigError(f"onto: expected stored or nf4, found {onto!r}")
+    if onto not in get_args(Onto):
+        raise ConfigError(f"onto: expected one of {', '.join(get_args(Onto))}; found {onto!r}")
     output = Path(output)
     refuse_existing(output)  # before the work rather than after it
     noted = read_adapter(adapter_folder).facts.get("base")
@@ -77,20 +79,26 @@ def merge_checkpoint(
         base_source,
         revision=noted_revision(noted, base_source),
         dtype=dtype,
-        quantize="nf4" if onto == "nf4" else "none",
+        compute="as stored",
+        quantize="none" if onto == "stored" else onto,
         double_quant=double_quant,
         progress=progress,
     )
+    if onto not in ("stored", base.quantize):
+        raise ConfigError(
+            f"onto {onto}: {base_source} is stored in {base.quantize}; expected stored or "
+            f"{base.quantize}"
+        )
     adapted = load_adapter(base, adapter_folder)
     dots = _merge_all(adapted, base, onto, double_quant, progress)
-    model = adapted.detach()
+    adapted.detach()
     _untie_if_they_differ(base.model)
     merged = base_from_model(base.model, source=f"{base_source} + {adapter_folder}")
     save_base(dataclasses.replace(merged, path=base.path), output, progress=progress)
     return MergeReport(
         output=str(output),
         modules=dots.modules,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=str(base.dtype).removeprefix("torch."),
         onto=onto,
         update=(dots.delta_delta / dots.weight_weight) ** 0.5 if dots.weight_weight else 0.0,
         surviving=dots.effect_delta / dots.delta_delta if dots.delta_delta else 1.0,
@@ -126,11 +134,12 @@ def _merge_all(
             continue
         weight = base_weight(stand_in.base_layer).float()
         merged = merged_module(stand_in.base_layer, delta, base.dtype)
-        if onto == "nf4" and isinstance(stand_in.base_layer, NF4Linear):
+        if onto != "stored" and isinstance(stand_in.base_layer, QuantizedLinear):
             bias = stand_in.base_layer.bias
-            merged = NF4Linear.from_weight(base_weight(merged), bias, double_quant)
+            again = quantized_as(onto, base_weight(merged), double_quant)
+            merged = quantized_linear(again, bias)
         dots.add(weight, delta, base_weight(merged).float())
-        # NF4 holds GPT-2's layers as (out, in); the checkpoint wants them as its own class does
+        # quantized, GPT-2's weights are (out, in); the checkpoint wants them as its own class does
         if isinstance(plain.get_submodule(name), Conv1D):
             merged = _as_conv1d(merged)
         stand_in.base_layer = merged
