@@ -28,6 +28,12 @@ sys.modules["models"] = _models
 _spec.loader.exec_module(_models)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Quantized bases of the tests stay out of the user's cache, in subprocesses too."""
+    os.environ["RANGO_CACHE"] = str(tmp_path_factory.mktemp("bases"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need a GPU report their skip where there is none."""
     import torch

@@ -61,6 +61,16 @@ _SPECS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Gemma2ForCausalLM",
         _LLAMA | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16},
     ),
+    "mistral": (
+        "MistralConfig",
+        "MistralForCausalLM",
+        _LLAMA | {"num_key_value_heads": 2, "sliding_window": 6},
+    ),
+    "qwen3": (
+        "Qwen3Config",
+        "Qwen3ForCausalLM",
+        _LLAMA | {"num_key_value_heads": 2, "head_dim": 8},
+    ),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", _LLAMA | {"num_key_value_heads": 2}),
     "mixtral": (
         "MixtralConfig",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import pytest
 import torch
 from models import ALL, build, inputs
 
 import rango
-from rango.base.linear import NF4Linear
+from rango.base.linear import Int8Linear, NF4Linear, QuantizedLinear
+from rango.base.load import load_base
+from rango.base.stored import StoredLinear
 
 
 @pytest.mark.parametrize("name", [*ALL, "falcon_grouped", "phi3", "mixtral"])
@@ -47,9 +51,10 @@ def test_parts_and_embeddings_merge() -> None:
         adapted.detach()
 
 
-def test_a_quantized_layer_merges_into_a_dense_one() -> None:
+@pytest.mark.parametrize("kind", [NF4Linear, Int8Linear])
+def test_a_quantized_layer_merges_into_a_dense_one(kind: type[QuantizedLinear]) -> None:
     torch.manual_seed(0)
-    layer = NF4Linear.from_weight(torch.randn(24, 64), torch.randn(24), double_quant=True)
+    layer = kind.from_weight(torch.randn(24, 64), torch.randn(24))
     model = torch.nn.Sequential(layer)
     packed = {key: value.clone() for key, value in model.state_dict().items()}
     adapted = rango.attach(model, r=3, target_modules=["0"])
@@ -146,3 +151,41 @@ def test_a_merged_factor_and_a_bf16_base() -> None:
     assert merged_weight.dtype == torch.bfloat16
     torch.testing.assert_close(merged_weight, expected.bfloat16(), rtol=2**-7, atol=0)
     torch.testing.assert_close(model(input_ids=ids)[0], unmerged, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_quantized_layer_merges_into_16_bits_whatever_the_arithmetic(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = Int8Linear.from_weight(torch.randn(24, 64).to(dtype), torch.randn(24))
+    delta = torch.randn(24, 64)
+    merged = rango.adapters.merge.merged_module(layer, delta)
+    assert isinstance(merged, StoredLinear)
+    expected = (layer.dequantize(torch.float32) + delta).to(dtype)
+    assert torch.equal(merged.weight, expected)
+    x = torch.randn(5, 64)
+    torch.testing.assert_close(merged(x), x @ expected.float().T + layer.bias)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "gemma", "bert"])
+def test_a_base_kept_in_bf16_is_summed_in_fp32_and_cast_once(
+    name: str, tmp_path: pathlib.Path
+) -> None:
+    build(name).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    base, ids = load_base(tmp_path / "base"), inputs()
+    before = base.model(input_ids=ids)[0]
+    adapted = rango.attach(base, r=3)
+    torch.manual_seed(0)
+    adapted.bank.parameters.normal_(std=0.1)
+    unmerged = base.model(input_ids=ids)[0]
+    weights = {key: module.weight.detach() for key, module in adapted.modules.items()}
+    adapted.merge()
+    for key, module in adapted.modules.items():
+        delta = rango.adapters.merge.module_delta(module, 0)
+        delta = delta.T if name == "gpt2" else delta
+        expected = (weights[key].float() + delta).to(torch.bfloat16)
+        assert torch.equal(module.weight, expected)
+    merged = base.model(input_ids=ids)[0]
+    assert merged.dtype == torch.float32
+    assert (merged - unmerged).norm() <= 0.02 * unmerged.norm()
+    adapted.detach()
+    assert torch.equal(base.model(input_ids=ids)[0], before)

@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+import rango
+from rango.adapters.fused.head import NarrowHead
+from rango.adapters.routing import Routing
 from rango.errors import ConfigError, DataError
 from rango.generation.decode import decode
+from rango.kernels import dispatch
 
 NEW = 12
 
@@ -58,6 +62,38 @@ def test_greedy_equals_transformers_and_batches_equal_each_alone(name: str) -> N
     assert written(model, prompts) == alone
     for prompt, expected in zip(prompts, alone, strict=True):
         assert written(model, [prompt]) == [expected]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma"])
+@pytest.mark.parametrize("rows", [[1], [0, 1, -1, 2, 2, 0, -1, 1]])
+def test_adapters_mixed_in_a_batch_write_what_the_reference_writes(
+    name: str, rows: list[int]
+) -> None:
+    prompts = [ids.tolist()[: 1 + 3 * i % 14] for i, ids in enumerate(models.inputs(len(rows), 14))]
+    found = []
+    for mode in ("reference", "auto"):
+        with dispatch.using(mode):
+            adapted = rango.attach(models.build(name, seed=3), r=4, lora_alpha=8, rows=3)
+            generator = torch.Generator().manual_seed(1)
+            table = adapted.bank.parameters
+            table.copy_(torch.randn(table.shape, generator=generator) / 4)
+            with adapted.route(Routing.sequences(rows)):
+                found.append(written(adapted.model, prompts))
+            with adapted.disabled():
+                found.append(written(adapted.model, prompts))
+            adapted.merge(2)
+            found.append(written(adapted.model, prompts))
+    assert found[:3] == found[3:]
+    assert len({str(answers) for answers in found}) > 1
+
+
+def test_the_head_is_what_it_was_between_the_tokens() -> None:
+    model = models.build("llama")
+    seen: list[type] = []
+    model.lm_head.register_forward_hook(lambda module, *_: seen.append(type(module)))
+    for _ in decode(model, [[3, 4]], limits=[2], ends=(), choose=greedy):
+        assert type(model.lm_head) is nn.Linear
+    assert [issubclass(kind, NarrowHead) for kind in seen] == [True, True]
 
 
 def test_each_sequence_stops_at_its_own_end() -> None:

@@ -12,6 +12,7 @@ from rango.report.tables import (
     evaluation_table,
     forgetting_table,
     inspection_view,
+    kernels_line,
     proof_view,
 )
 
@@ -52,6 +53,20 @@ def test_inspection_lists_records_and_markup_is_text() -> None:
     assert "10.00%" in text
     assert "10 more" in text
     assert "layers.69" not in text
+
+
+def test_inspection_says_which_kernels_run_and_the_path_of_each_module() -> None:
+    kernels = {"in_use": "reference", "reason": "RANGO_KERNELS=reference", "threads": 1}
+    paths = {f"layers.{n}.mlp": "fused" for n in range(3)}
+    paths |= {"layers.3.mlp": "plain: another activation", "norm": "fused"}
+    facts = {"kernels": kernels, "paths": paths}
+    lines = [line.split() for line in printed(inspection_view("base", facts)).splitlines()]
+    assert ["kernels", "reference", "(RANGO_KERNELS=reference),", "1", "thread"] in lines
+    assert ["layers.*.mlp", "fused", "3"] in lines
+    assert ["layers.3.mlp", "plain:", "another", "activation", "1"] in lines
+    assert ["norm", "fused", "1"] in lines
+    assert facts == {"kernels": kernels, "paths": paths}
+    assert kernels_line({"in_use": "avx2", "reason": "", "threads": 2}) == "avx2, 2 threads"
 
 
 def test_one_answer_stands_alone() -> None:

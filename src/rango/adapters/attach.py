@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from rango.adapters.bank import Bank
 from rango.adapters.config import LoraConfig
 from rango.adapters.dropout import DropoutKey
+from rango.adapters.fused.install import Fusion
 from rango.adapters.layout import RowLayout
 from rango.adapters.merge import Merged, merge_row
 from rango.adapters.methods import lora
-from rango.adapters.modules import AdaptedModule, Site
+from rango.adapters.modules import AdaptedModule
 from rango.adapters.routing import Routing
+from rango.adapters.site import Site
 from rango.adapters.switch import Switch
 from rango.adapters.targets import Target, find_targets
 from rango.base.roles import Uncovered, uncovered_weights
@@ -59,6 +61,8 @@ class Adapted:
         self.uncovered = uncovered
         """Every weight matrix that is not adapted, with the reason."""
         self.base = base
+        self.fusion: Fusion | None = None
+        """What of the model the kernels have taken over."""
         self._merged: Merged | None = None
         self._required = {name for name, p in model.named_parameters() if p.requires_grad}
 
@@ -106,7 +110,7 @@ class Adapted:
         self.bank.row(row).zero_()
         if self.bank.gradients is not None:
             self.bank.gradients[row].zero_()
-        self.switch.factors.pop(row, None)
+        self.switch.factors = {r: f for r, f in self.switch.factors.items() if r != row}
         self.configs[row] = config
 
     @torch.no_grad()
@@ -132,7 +136,8 @@ class Adapted:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within the block the model is the base, bit for bit."""
+        """Within the block the model is the base, bit for bit as its adapters see it: computed by
+        the same kernels, which differ from the model before attach() in the order of sums."""
         self._check_unmerged()
         before, self.switch.enabled = self.switch.enabled, False
         try:
@@ -153,7 +158,7 @@ class Adapted:
         """Multiply a row's contribution by `factor`, on top of its own scaling."""
         self._check_row(row)
         self._check_unmerged()
-        self.switch.factors[row] = factor
+        self.switch.factors = self.switch.factors | {row: factor}
 
     def dropout_key(self, step: int, *, job: int = 0, token_ids: Tensor | None = None) -> None:
         """Fix what dropout draws in the next passes: a function of job, step, module and token.
@@ -190,6 +195,8 @@ class Adapted:
         """Take the adapters off; returns the model, as it was before attach()."""
         if self._merged is not None:
             self.unmerge()
+        if self.fusion is not None:
+            self.fusion.undo()
         for name, stand_in in self.modules.items():
             _replace(self.model, name, stand_in.base_layer)
         for name, parameter in self.model.named_parameters():
@@ -288,6 +295,11 @@ def attach_targets(
             # its fast path reads weights instead of calling modules; a hook turns it off
             replaced[name].register_forward_pre_hook(lambda *_: None)
         _replace(model, name, replaced[name])
+    try:
+        adapted.fusion = Fusion(model)
+    except BaseException:
+        adapted.detach()
+        raise
     return adapted
 
 

@@ -54,12 +54,12 @@ class Bank:
             raise AdapterError("this bank holds no gradients: it was attached with trainable=False")
         return self.layout.view(self.gradients, key)
 
-    def accumulate(self, key: Key, row: int, gradient: Tensor) -> None:
-        """Add `gradient` (*shape) to one row's gradient of a tensor."""
+    def accumulated(self, key: Key) -> Tensor:
+        """(rows, *shape), where a backward pass adds to a tensor's gradient: the table's view."""
         leaf = self.leaves[key]
         if leaf.grad is None:  # a default zero_grad() dropped the view
             leaf.grad = self.gradient(key).zero_()
-        leaf.grad[row] += gradient
+        return leaf.grad
 
     def zero_grad(self) -> None:
         """Zero the gradient table, and restore the sharing if a default zero_grad() broke it."""

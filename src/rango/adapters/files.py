@@ -93,6 +93,7 @@ def save_adapter(
             "fingerprint": base.fingerprint if base else None,
             "source": base.source if base else None,
             "dtype": str(base.dtype).removeprefix("torch.") if base else None,
+            "compute": str(base.compute).removeprefix("torch.") if base else None,
             "quantize": base.quantize if base else None,
             "double_quant": base.double_quant if base else None,
         },

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rango.adapters.files import read_adapter
-from rango.base.config import BaseDtype, Quantize
+from rango.base.config import DEFAULT_CACHE_GB, BaseDtype, Compute, Quantize
 from rango.base.load import Base, load_base
 from rango.progress import Progress, silent
 
-_DTYPES: dict[Any, BaseDtype] = {"float32": "fp32", "bfloat16": "bf16"}
+_DTYPES: dict[Any, BaseDtype] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_NARROW = ("bfloat16", "float16")
 
 
 def load_base_for(
@@ -18,24 +19,30 @@ def load_base_for(
     source: str | Path,
     *,
     dtype: BaseDtype | None = None,
+    compute: Compute | None = None,
     quantize: Quantize | None = None,
     revision: str | None = None,
+    cache: bool | str | Path = False,
+    cache_gb: float = DEFAULT_CACHE_GB,
     progress: Progress = silent,
 ) -> Base:
-    """Load `source` with the dtype and quantization that the adapter's rango.json names, unless
+    """Load `source` with the types and quantization that the adapter's rango.json names, unless
     they are given; as stored and unquantized where it names none (another tool's adapter).
 
     Raises as read_adapter and load_base do.
     """
     noted = read_adapter(adapter_folder).facts.get("base")
     noted = noted if isinstance(noted, dict) else {}
-    nf4 = noted.get("quantize") == "nf4"
+    held: Any = noted.get("quantize")
     return load_base(
         source,
         dtype=dtype or _DTYPES.get(noted.get("dtype"), "as stored"),
-        quantize=quantize or ("nf4" if nf4 else "none"),
-        double_quant=not nf4 or noted.get("double_quant") is not False,
+        compute=compute or ("as stored" if noted.get("compute") in _NARROW else "auto"),
+        quantize=quantize or (held if held in get_args(Quantize) else "none"),
+        double_quant=held != "nf4" or noted.get("double_quant") is not False,
         revision=revision or noted_revision(noted, source),
+        cache=cache,
+        cache_gb=cache_gb,
         progress=progress,
     )
 

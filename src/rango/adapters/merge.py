@@ -1,8 +1,8 @@
 """Merge a row into the base's weights and take it out again, bit for bit.
 
-W' = W + Σ ΔW, summed in fp32 and cast once. What is kept is the base's own module; unmerging puts
-it back and never subtracts. A quantized module is merged as a dense one: requantizing would lose
-most of a small update.
+W' = W + Σ ΔW, summed in fp32 and cast once, to the type that W is kept in. What is kept is the
+base's own module; unmerging puts it back and never subtracts. A quantized module is merged as a
+dense one: requantizing would lose most of a small update.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rango.adapters.modules import AdaptedModule, Site
-from rango.base.linear import NF4Linear
+from rango.adapters.modules import AdaptedModule
+from rango.adapters.site import Site
+from rango.base.linear import QuantizedLinear
 from rango.base.roles import base_weight_shape
+from rango.base.stored import NARROW, StoredLinear
 from rango.errors import AdapterError
 from rango.numerics.lowrank import delta_weight, merged_weight
 
@@ -78,7 +80,7 @@ def site_delta(site: Site, row: int) -> Tensor:
 
 def base_weight(module: nn.Module) -> Tensor:
     """The frozen weight in the layout of ΔW: (out, in); dequantized where it is quantized."""
-    if isinstance(module, NF4Linear):
+    if isinstance(module, QuantizedLinear):
         return module.dequantize()
     weight = module.weight
     if not isinstance(weight, Tensor):
@@ -89,11 +91,14 @@ def base_weight(module: nn.Module) -> Tensor:
 def merged_module(module: nn.Module, delta: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
     """A module like `module` whose weight has ΔW added; `module` itself is left alone.
 
-    dtype: of the dense layer that a quantized one becomes, which has to be what the model computes
-    in; by default that of the weight before it was quantized.
+    dtype: of the weight of the dense layer that a quantized one becomes; by default that of the
+    weight before it was quantized.
     """
-    if isinstance(module, NF4Linear):
+    if isinstance(module, QuantizedLinear):
         weight = (module.dequantize(torch.float32) + delta).to(dtype or module.weight_dtype)
+        if weight.dtype in NARROW:  # whatever the arithmetic's type
+            frozen = nn.Parameter(weight, requires_grad=False)
+            return StoredLinear(frozen, module.bias).train(module.training)
         dense = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         dense.weight = nn.Parameter(weight, requires_grad=False)
         dense.register_parameter("bias", module.bias)

@@ -3,125 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rango.adapters.bank import Bank
-from rango.adapters.config import LoraConfig
-from rango.adapters.dropout import keep_mask
-from rango.adapters.layout import Key
-from rango.adapters.routing import Segment
+from rango.adapters.fused.watch import is_watched
+from rango.adapters.projection import Projection, project
+from rango.adapters.site import Site
 from rango.adapters.switch import Switch
-from rango.adapters.update import Columns, EmbeddingUpdate, LinearUpdate, Part
-from rango.errors import AdapterError
-from rango.numerics.lowrank import scaling
+from rango.base.stored import StoredEmbedding
 
 
-class Site(nn.Module):
-    """Where rows of the bank contribute: a module, or one part of a fused projection.
-
-    lora_A (rows, r, in) and lora_B (rows, out, r) are leaves of the bank; for an embedding
-    lora_embedding_A (rows, r, vocabulary) and lora_embedding_B (rows, dim, r).
-    """
-
-    def __init__(
-        self,
-        name: str,
-        module_name: str,
-        bank: Bank,
-        switch: Switch,
-        columns: Columns = None,
-        part: str | None = None,
-        embedding: bool = False,
-    ) -> None:
-        super().__init__()
-        self.name, self.module_name, self.part = name, module_name, part
-        self.bank, self.switch = bank, switch
-        self.columns = columns
-        self.embedding = embedding
-        prefix = "lora_embedding_" if embedding else "lora_"
-        self.keys: tuple[Key, Key] = ((name, f"{prefix}A"), (name, f"{prefix}B"))
-        for key in self.keys:
-            self.register_parameter(key[1], bank.leaves[key])
-        self.output_scale = 1.0
-        """What the base's module multiplies its output by (Gemma's embeddings), and so B·A's."""
-        self.ranks: list[int] = [0] * bank.rows
-        """Rank of each row here; 0 where the row leaves this site alone."""
-        self.alphas: list[float] = [0.0] * bank.rows
-        """lora_alpha of each row here."""
-        self.scalings: list[float] = [0.0] * bank.rows
-        """alpha / r (or alpha / √r) of each row here."""
-        self.dropouts: list[float] = [0.0] * bank.rows
-
-    @property
-    def A(self) -> nn.Parameter:  # noqa: N802
-        """(rows, r, in)."""
-        return self.bank.leaves[self.keys[0]]
-
-    @property
-    def B(self) -> nn.Parameter:  # noqa: N802
-        """(rows, out, r)."""
-        return self.bank.leaves[self.keys[1]]
-
-    def take(self, row: int, r: int, lora_alpha: float, config: LoraConfig) -> None:
-        """Let a row act here, at its own rank and scale."""
-        self.ranks[row], self.alphas[row] = r, lora_alpha
-        self.scalings[row] = scaling(lora_alpha, r, config.use_rslora)
-        self.dropouts[row] = config.lora_dropout
-
-    def leave(self, row: int) -> None:
-        """Let a row leave this site alone."""
-        self.ranks[row], self.alphas[row] = 0, 0.0
-        self.scalings[row], self.dropouts[row] = 0.0, 0.0
-
-    def factors(self, row: int) -> tuple[Tensor, Tensor]:
-        """A (r, in) and B (out, r) of one row at its own rank, without the padding; views."""
-        r = self.ranks[row]
-        return self.A.detach()[row, :r], self.B.detach()[row, :, :r]
-
-    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """y (..., out) plus the rows' contributions for x (..., in), or ids (...)."""
-        leading = x.shape if self.embedding else x.shape[:-1]
-        plan = self.switch.routing.plan(tuple(leading), x.device)
-        for segment in plan:
-            if segment.row >= self.bank.rows:
-                raise AdapterError(
-                    f"routing names row {segment.row}; the bank has rows 0 to {self.bank.rows - 1}"
-                )
-        parts = [self._part(segment, x) for segment in plan if self.ranks[segment.row]]
-        if not parts:
-            return y
-        leaves = (self.A, self.B, self.bank, self.keys, parts)
-        # what is not this module's own to change, or autograd forbids to (views made inside a
-        # custom function), is copied first
-        if y._is_view() or not y.is_contiguous() or (y.is_leaf and y.requires_grad):
-            y = y.clone(memory_format=torch.contiguous_format)
-        if self.embedding:
-            return EmbeddingUpdate.apply(y, x, *leaves)
-        return LinearUpdate.apply(y, x, *leaves, self.columns)
-
-    def _part(self, segment: Segment, x: Tensor) -> Part:
-        row = segment.row
-        factor = self.switch.factors.get(row, 1.0) * self.output_scale
-        part = Part.of(segment, self.scalings[row] * factor)
-        p = self.dropouts[row]
-        if not self.training or p == 0.0 or self.embedding:
-            return part
-        count = x.shape[:-1].numel() if segment.tokens is None else len(segment.tokens)
-        key = self.switch.dropout_key(self.bank.rows)
-        keep = keep_mask(
-            key, row, self.name, segment.tokens, (count, x.shape[-1]), p, device=x.device
-        )
-        return replace(part, keep=keep, drop=p)
-
-    def extra_repr(self) -> str:
-        """Shown by print(model)."""
-        a, b = self.A.shape, self.B.shape
-        part = f", part={self.part}" if self.part else ""
-        return f"rows={a[0]}, in={a[2]}, r={a[1]}, out={b[1]}{part}"
+def _as_multiplied(embedding: nn.Module, scale: Tensor) -> Tensor:
+    """An embedding's scale in the type that it multiplies in."""
+    if isinstance(embedding, StoredEmbedding):
+        return scale
+    weight = embedding.weight
+    return scale.to(weight.dtype) if isinstance(weight, Tensor) else scale
 
 
 class AdaptedModule(nn.Module):
@@ -137,7 +36,7 @@ class AdaptedModule(nn.Module):
         scale = getattr(base_layer, "embed_scale", None)
         if scale is not None and not torch.as_tensor(scale).is_meta:
             for site in sites:
-                site.output_scale = float(torch.as_tensor(scale).to(self.weight.dtype))
+                site.output_scale = float(_as_multiplied(base_layer, torch.as_tensor(scale)))
         self.train(base_layer.training)
 
     @property
@@ -147,11 +46,23 @@ class AdaptedModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's output plus what the routed rows add."""
+        projection = None if self.switch.merged else self.projection()
+        found = None if projection is None else project(projection, x)
+        if found is not None:
+            return found
         y: Tensor = self.base_layer(x)
         if self.switch.acts:
             for site in self.sites:
                 y = site.add_to(y, x)
         return y
+
+    def projection(self) -> Projection | None:
+        """This module as sums of products over its weight as held; None where it is more than one
+        linear layer with one site over all of its output."""
+        sites = self.sites
+        if len(sites) != 1 or sites[0].columns is not None or is_watched(self.base_layer):
+            return None
+        return Projection.over(self.base_layer, sites[0])
 
     @property
     def weight(self) -> Tensor:

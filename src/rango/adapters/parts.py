@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from rango.adapters.config import LoraConfig
-from rango.adapters.modules import AdaptedModule, Site
+from rango.adapters.modules import AdaptedModule
+from rango.adapters.site import Site
 from rango.adapters.targets import Target
 from rango.base.roles import adaptable_modules, base_weight_shape, fused_parts
 from rango.errors import AdapterError

@@ -40,13 +40,15 @@ class Lane:
 class Segment:
     """The tokens of a batch that use one row.
 
-    tokens: int64 (n,), indices into the flattened tokens; None for all of them.
+    tokens: int64 (n,), indices into the flattened tokens, rising; None for all of them.
     scale: one for all tokens, or fp32 (n, 1).
+    runs: the same tokens as half-open ranges.
     """
 
     row: int
     tokens: Tensor | None
     scale: float | Tensor
+    runs: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def _segments(lane: Lane, leading: tuple[int, ...], device: torch.device | None)
     if lane.rows.ndim == 0:
         row = int(lane.rows)
         scale = 1.0 if lane.scales is None else float(lane.scales)
-        return [] if row == NO_ROW else [Segment(row, None, scale)]
+        everything = ((0, int(torch.Size(leading).numel())),)
+        return [] if row == NO_ROW else [Segment(row, None, scale, everything)]
     rows = _per_token(lane.rows, leading).to(device)
     scales = None if lane.scales is None else _per_token(lane.scales, leading).to(device)
     segments = []
@@ -116,8 +119,17 @@ def _segments(lane: Lane, leading: tuple[int, ...], device: torch.device | None)
             continue
         tokens = (rows == row).nonzero()[:, 0]
         share: float | Tensor = 1.0 if scales is None else scales[tokens][:, None]
-        segments.append(Segment(row, None if len(tokens) == len(rows) else tokens, share))
+        every = len(tokens) == len(rows)
+        segments.append(Segment(row, None if every else tokens, share, _runs(tokens)))
     return segments
+
+
+def _runs(tokens: Tensor) -> tuple[tuple[int, int], ...]:
+    """Rising indices (n,) -> half-open ranges of neighbours."""
+    indices = tokens.tolist()
+    firsts = [i for i, token in enumerate(indices) if i == 0 or token != indices[i - 1] + 1]
+    lasts = [*firsts[1:], len(indices)]
+    return tuple((indices[i], indices[j - 1] + 1) for i, j in zip(firsts, lasts, strict=True))
 
 
 def _per_token(values: Tensor, leading: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,7 @@ or it would drop the function where x needs no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,19 +27,21 @@ class Part:
 
     scale: everything that multiplies B·A: the adapter's scaling, the routing's and the run-time
         factor; one, or fp32 (n, 1).
+    runs: the tokens as half-open ranges.
     keep: bool (n, in), the elements of x that dropout keeps, or None.
     """
 
     row: int
     tokens: Tensor | None
     scale: float | Tensor
+    runs: tuple[tuple[int, int], ...]
     keep: Tensor | None = None
     drop: float = 0.0
 
     @staticmethod
     def of(segment: Segment, factor: float) -> Part:
         """A segment at a site whose row scales by `factor`."""
-        return Part(segment.row, segment.tokens, segment.scale * factor)
+        return Part(segment.row, segment.tokens, segment.scale * factor, segment.runs)
 
     def take(self, values: Tensor) -> Tensor:
         """(N, …) -> (n, …): the segment's tokens."""
@@ -52,9 +54,18 @@ class Part:
         else:
             total[self.tokens] = (total[self.tokens] + values).to(total.dtype)
 
-    def dropped(self, x: Tensor) -> Tensor:
-        """x ⊙ keep / (1 - drop)."""
-        return x if self.keep is None else x.masked_fill(~self.keep, 0.0) / (1.0 - self.drop)
+    def dropped(self, x: Tensor, own: slice = slice(None)) -> Tensor:
+        """x ⊙ keep / (1 - drop), of the segment's tokens or those in `own`."""
+        if self.keep is None:
+            return x
+        return x.masked_fill(~self.keep[own], 0.0) / (1.0 - self.drop)
+
+    def pieces(self) -> Iterator[tuple[slice, slice]]:
+        """Of each run: its place among all tokens, and among the segment's own."""
+        done = 0
+        for first, last in self.runs:
+            yield slice(first, last), slice(done, done + last - first)
+            done += last - first
 
 
 Columns = slice | Tensor | None
@@ -187,7 +198,7 @@ class _Gradients:
 
     def add(self, row: int, gradient: Tensor) -> None:
         if self.bank.rows > 1:
-            self.bank.accumulate(self.key, row, gradient)
+            self.bank.accumulated(self.key)[row] += gradient
         else:
             self.single = gradient if self.single is None else self.single + gradient
 

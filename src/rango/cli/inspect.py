@@ -19,8 +19,10 @@ from rango.errors import CheckpointError
 DESCRIPTION = """\
 Tells what a folder holds, which it recognises by its files. Of an adapter: targets, ranks,
 effective ranks, norms. Of a base: sizes, what can be adapted, its fingerprint. Of a quantized base
-(or of any, with --quantize nf4): for each layer the error and the share of weights rounded to zero,
-and how much smaller the linear layers and the whole have become."""
+(or of any, with --quantize): for each layer the error and the share of weights rounded to zero,
+and how much smaller the linear layers and the whole have become. And which kernels run here:
+compiled for this processor (avx2, portable), or the reference and why; RANGO_KERNELS chooses; and
+which path each part of a base takes: fused, over the kernels, or plain."""
 
 EXAMPLE = """\
   rango inspect runs/first/adapter
@@ -34,7 +36,7 @@ class InspectOptions:
     path: str
     """Folder of a base or of an adapter, or a base's name on the hub."""
     quantize: Quantize = "none"
-    """nf4 quantizes a base first, and tells what that does to it."""
+    """nf4 or int8 quantizes a base first, and tells what that does to it."""
 
 
 def parser() -> ArgumentParser:
@@ -50,12 +52,18 @@ def main(words: Sequence[str]) -> None:
     parsed = parse(parser(), words)
     options = collect(InspectOptions, parsed)
     kind = kind_of(Path(options.path))
+    from rango.evaluation.paths import base_paths
+    from rango.kernels.dispatch import facts as kernel_facts
+
+    kernels = as_facts(kernel_facts())  # first: a mode that cannot be is refused before any work
     with ProgressBars() as progress:
         if kind == "adapter":
             facts = as_facts(rango.inspect_adapter(options.path))
         else:
             found = rango.inspect_base(options.path, quantize=options.quantize, progress=progress)
             facts = as_facts(found)
+            facts["paths"] = base_paths(options.path)
+    facts["kernels"] = kernels
     if parsed.json:
         print_json({"holds": kind, **facts})
         return

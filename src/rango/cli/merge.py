@@ -16,8 +16,8 @@ from rango.cli.progress import ProgressBars
 
 DESCRIPTION = """\
 Writes a Hugging Face checkpoint whose weights are those of the base plus the adapter's update, so
-that no adapter is needed any more. Merging onto nf4 rounds most of a small update away: how much
-of it survives is measured and printed."""
+that no adapter is needed any more. Merging onto nf4 rounds most of a small update away, onto int8
+less: how much of it survives is measured and printed."""
 
 EXAMPLE = "  rango merge --base BASE --adapter runs/first/adapter --output merged"
 
@@ -34,8 +34,9 @@ class MergeOptions:
     """Folder to write, which must not exist yet."""
     dtype: BaseDtype = "as stored"
     """Type of the merged weights."""
-    onto: Literal["stored", "nf4"] = "stored"
-    """stored merges into the weights as the base stores them; nf4 quantizes them again."""
+    onto: Literal["stored", "nf4", "int8"] = "stored"
+    """stored merges into the weights as the base stores them; nf4 and int8 merge into the quantized
+    ones and quantize the sum again."""
 
 
 def parser() -> ArgumentParser:

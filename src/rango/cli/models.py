@@ -14,19 +14,28 @@ if TYPE_CHECKING:
 
 def load(options: ModelOptions, adapter: str | None, progress: Progress) -> Base:
     """The base that the options name, held as the adapter's training held it unless they say."""
+    from rango.kernels.dispatch import facts
+
+    facts()  # a RANGO_KERNELS that cannot be is refused before any work
     if adapter is not None:
         return rango.load_base_for(
             adapter,
             options.base,
             dtype=options.dtype,
+            compute=options.compute,
             quantize=options.quantize,
             revision=options.revision,
+            cache=options.cache,
+            cache_gb=options.cache_gb,
             progress=progress,
         )
     return rango.load_base(
         options.base,
         dtype=options.dtype or "as stored",
+        compute=options.compute or "auto",
         quantize=options.quantize or "none",
         revision=options.revision,
+        cache=options.cache,
+        cache_gb=options.cache_gb,
         progress=progress,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rango.base.config import BaseDtype, Quantize
+from rango.base.config import DEFAULT_CACHE_GB, BaseDtype, Compute, Quantize
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,18 @@ class ModelOptions:
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: BaseDtype | None = None
-    """Type of the weights in memory; by default that of the adapter's training, else as stored."""
+    """Type that weight matrices are kept in; by default that of the adapter's training, else as
+    stored."""
+    compute: Compute | None = None
+    """Type of the arithmetic: auto takes fp32 on a CPU, as stored that of dtype; by default as in
+    the adapter's training, else auto."""
     quantize: Quantize | None = None
-    """nf4 holds the linear layers in 4 bits; by default as in the adapter's training, else none."""
+    """nf4 holds the linear layers in 4 bits, int8 in 8; by default as in the adapter's training,
+    else none."""
+    cache: bool = True
+    """Keep what is quantized in $RANGO_CACHE (else ~/.cache/rango/bases) for the next start."""
+    cache_gb: float = DEFAULT_CACHE_GB
+    """Bound on that folder's size in 10⁹ bytes; the least recently used bases go first."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def parser() -> ArgumentParser:
     )
     add_json_flag(made, "the result")
     made.add_class_arguments(RunConfig)
+    made.set_defaults({"base.cache": True})
     return made
 
 

@@ -17,7 +17,14 @@ from rango.evaluation.merging import (
     merged_bytes,
     model_error,
 )
-from rango.evaluation.probe import check_probe, computes_in, difference, model_dtype, observe
+from rango.evaluation.probe import (
+    activation_dtype,
+    check_probe,
+    computes_in,
+    difference,
+    model_dtype,
+    observe,
+)
 
 READ_BACK_LIMIT = 1e-5
 """Largest relative difference between the outputs in training and those after reading back."""
@@ -115,7 +122,7 @@ def recorded_probe(adapted: Adapted, probe: Mapping[str, Any]) -> Check:
     if held != noted:
         detail = f"not run: it was noted over another kind of base: {noted}; this one is {held}"
         return Check(name, None, None, None, detail)
-    limit = PROBE_LIMITS.get(model_dtype(adapted.model), 1e-3)
+    limit = PROBE_LIMITS.get(activation_dtype(adapted.model), 1e-3)
     detail = "largest difference from the outputs noted in training, in units of their rms"
     return at_most(name, check_probe(adapted, probe), limit, detail)
 

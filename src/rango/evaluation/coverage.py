@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rango.adapters.attach import Adapted
-from rango.base.linear import NF4Linear
+from rango.base.linear import QuantizedLinear
 from rango.base.roles import adaptable_modules
 
 
@@ -46,7 +46,7 @@ def count_weights(model: nn.Module) -> Census:
     """Count a base's weights; call it before adapters are attached."""
     weights = sum(parameter.numel() for parameter in model.parameters())
     for module in model.modules():
-        if isinstance(module, NF4Linear):  # packed, so not among the parameters
+        if isinstance(module, QuantizedLinear):  # packed, so not among the parameters
             weights += module.out_features * module.in_features
     linear = sum(
         found.in_features * found.out_features

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from rango.adapters.attach import Adapted
 from rango.adapters.merge import merged_module, module_delta
 from rango.adapters.modules import AdaptedModule
 from rango.adapters.routing import Routing
-from rango.base.linear import NF4Linear
-from rango.evaluation.probe import difference, model_dtype, observe
+from rango.base.linear import QuantizedLinear
+from rango.base.stored import Stored
+from rango.evaluation.probe import activation_dtype, difference, model_dtype, observe
 from rango.generation.inference import inference
 from rango.progress import Progress, silent
 
@@ -32,13 +34,13 @@ def layer_errors(adapted: Adapted, row: int = 0, progress: Progress = silent) ->
     One layer is merged at a time, so one weight more is held than before.
     """
     errors: dict[str, float] = {}
-    dtype = model_dtype(adapted.model)
+    dtype, compute = model_dtype(adapted.model), activation_dtype(adapted.model)
     total = len(adapted.modules)
     with adapted.route(Routing.everywhere(row)), inference(adapted.model):
         for done, (name, module) in enumerate(adapted.modules.items(), start=1):
             delta = module_delta(module, row)
             if delta is not None:
-                x = _input(module, dtype, seed=done)
+                x = _input(module, compute, seed=done)
                 factor = adapted.switch.factors.get(row, 1.0)
                 merged = merged_module(module.base_layer, delta * factor, dtype)
                 errors[name] = difference([merged(x)], [module(x)])
@@ -91,7 +93,7 @@ def available_memory(device: torch.device) -> int | None:
 
 def _elements(module: AdaptedModule) -> int:
     layer = module.base_layer
-    if isinstance(layer, NF4Linear):
+    if isinstance(layer, QuantizedLinear):
         return layer.out_features * layer.in_features
     weight = layer.weight
     return weight.numel() if isinstance(weight, Tensor) else 0
@@ -105,7 +107,7 @@ def _input(module: AdaptedModule, dtype: torch.dtype, seed: int) -> Tensor:
     if isinstance(layer, nn.Embedding):
         ids = torch.randint(layer.num_embeddings, (_TOKENS,), generator=generator)
         return ids.to(device)
-    if not isinstance(layer, NF4Linear) and isinstance(layer.weight, Tensor):
+    if isinstance(layer, nn.Linear | Conv1D) and not isinstance(layer, Stored):
         dtype = layer.weight.dtype
     in_features = next(iter(module.sites)).A.shape[2]
     return torch.randn(_TOKENS, in_features, generator=generator).to(device, dtype)

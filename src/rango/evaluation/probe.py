@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rango.adapters.attach import Adapted
+from rango.base.stored import stored_dtype
 from rango.errors import AdapterError
 from rango.evaluation.loss import forward_logits
 from rango.generation.inference import inference
@@ -94,8 +95,13 @@ def check_probe(adapted: Adapted, probe: Mapping[str, Any]) -> float:
     return max(errors) if all(map(math.isfinite, errors)) else math.inf
 
 
+def activation_dtype(model: nn.Module) -> torch.dtype:
+    """Type in which the model computes."""
+    return torch.float32 if stored_dtype(model) else model_dtype(model)
+
+
 def model_dtype(model: nn.Module) -> torch.dtype:
-    """Type in which the model computes: that of its first floating parameter."""
+    """Type in which the model's weights are kept: that of its first floating parameter."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             return parameter.dtype
@@ -104,14 +110,19 @@ def model_dtype(model: nn.Module) -> torch.dtype:
 
 def computes_in(adapted: Adapted) -> dict[str, Any]:
     """What a probe's values depend on besides the adapter and the base's source: its dtype
-    (float32, bfloat16), quantize and double_quant (false where nothing is quantized)."""
+    (float32, bfloat16), quantize and double_quant (false where nothing is in NF4), and compute
+    where its arithmetic is of another type."""
     base = adapted.base
     quantize = base.quantize if base else "none"
-    return {
-        "dtype": str(model_dtype(adapted.model)).removeprefix("torch."),
+    kept, computed = model_dtype(adapted.model), activation_dtype(adapted.model)
+    facts = {
+        "dtype": str(kept).removeprefix("torch."),
         "quantize": quantize,
-        "double_quant": base.double_quant if base and quantize != "none" else False,
+        "double_quant": base.double_quant if base and quantize == "nf4" else False,
     }
+    if computed != kept:
+        facts["compute"] = str(computed).removeprefix("torch.")
+    return facts
 
 
 def _outputs(model: nn.Module, ids: Sequence[int], places: Sequence[int]) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rango.adapters.fused.cache import roomy_cache
+from rango.adapters.fused.head import narrow_head
 from rango.errors import ConfigError, DataError
 from rango.generation.inference import inference
 
@@ -37,12 +39,14 @@ def decode(
     device = next(model.parameters()).device
     input_ids, mask = (part.to(device) for part in left_padded(prompts, pad_id))
     position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    modules = list(model.modules())
+    accepted = frozenset(inspect.signature(model.forward).parameters)
     left = torch.tensor(list(limits))  # tokens that each sequence may still write
     enders = torch.tensor(sorted(ends), dtype=torch.int64)
-    cache: Any = None
+    cache: Any = roomy_cache(model)
     while True:
-        with inference(model):
-            logits, cache = _pass(model, input_ids, mask, position_ids, cache)
+        with inference(model, modules), narrow_head(model):
+            logits, cache = _pass(model, accepted, input_ids, mask, position_ids, cache)
             tokens = choose(logits).cpu()
         running = left > 0
         yield [
@@ -103,10 +107,17 @@ def check_room(model: nn.Module, prompts: Sequence[Sequence[int]], limits: Seque
 
 
 def _pass(
-    model: nn.Module, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Any
+    model: nn.Module,
+    accepted: Collection[str],
+    input_ids: Tensor,
+    mask: Tensor,
+    position_ids: Tensor,
+    cache: Any,
 ) -> tuple[Tensor, Any]:
-    """Logits (B, V) after the last column, in fp32, and the cache with this pass in it."""
-    accepted = inspect.signature(model.forward).parameters
+    """Logits (B, V) after the last column, in fp32, and the cache with this pass in it.
+
+    accepted: the arguments that the model's forward takes.
+    """
     optional = {"position_ids": position_ids, "logits_to_keep": 1}
     output = model(
         input_ids=input_ids,

@@ -48,7 +48,7 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(B, V) -> (B,) int64. Raises RangoError for logits that are NaN."""
-        if bool(logits.isnan().any()):
+        if bool(logits.amax(dim=-1).isnan().any()):  # the largest of any with NaN is NaN
             raise RangoError(
                 "the model's logits are NaN, so no token can be chosen; look for NaN or overflow "
                 "in the base or the adapter (rango inspect), or load with dtype fp32"

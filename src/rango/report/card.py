@@ -108,7 +108,8 @@ def _settings_lines(facts: Mapping[str, Any]) -> list[str]:
     base = facts.get("base") or {}
     lines = []
     if base.get("quantize"):
-        held = "NF4 (QLoRA)" if base["quantize"] == "nf4" else sentence(base.get("dtype"))
+        quantized = {"nf4": "NF4 (QLoRA)", "int8": "int8"}
+        held = quantized.get(base["quantize"]) or sentence(base.get("dtype"))
         lines.append(f"base held in: {_plain(held)}")
     for group in ("adapter", "training"):
         for key, value in (facts.get(group) or {}).items():

@@ -74,7 +74,16 @@ def proof_view(proof: Facts) -> RenderableType:
 
 
 def inspection_view(title: str, facts: Facts) -> RenderableType:
-    """Facts of a base or an adapter: its plain values, then each list of records as a table."""
+    """Facts of a base or an adapter: its plain values, then each list of records as a table.
+
+    ``kernels`` (a KernelFacts as a mapping) becomes one line, ``paths`` (module name -> the path it
+    takes) a table with one row for the modules that differ only in the number of their layer.
+    """
+    facts = dict(facts)
+    if facts.get("kernels"):
+        facts["kernels"] = kernels_line(facts["kernels"])
+    if facts.get("paths"):
+        facts["paths"] = path_records(facts["paths"])
     plain = {
         key: value
         for key, value in facts.items()
@@ -85,6 +94,26 @@ def inspection_view(title: str, facts: Facts) -> RenderableType:
         facts_table(title, plain),
         *(records_table(key.replace("_", " "), value) for key, value in records),
     )
+
+
+def kernels_line(kernels: Facts) -> str:
+    """Which kernels run: ``avx2, 2 threads`` or ``reference (why), 1 thread``."""
+    threads = kernels["threads"]
+    reason = f" ({kernels['reason']})" if kernels.get("reason") else ""
+    return f"{kernels['in_use']}{reason}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def path_records(paths: Mapping[str, str]) -> list[Facts]:
+    """One record for all layers' modules of a name that take the same path; ``*`` stands for the
+    layers' numbers."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for module, path in paths.items():
+        pattern = ".".join("*" if part.isdecimal() else part for part in module.split("."))
+        alike.setdefault((pattern, path), []).append(module)
+    return [
+        {"module": names[0] if len(names) == 1 else pattern, "path": path, "count": len(names)}
+        for (pattern, path), names in alike.items()
+    ]
 
 
 def answers_view(prompts: Sequence[str], answers: Mapping[str, Sequence[str]]) -> RenderableType:

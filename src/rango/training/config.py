@@ -15,8 +15,9 @@ class TrainingConfig:
     """How to train."""
 
     method: Literal["lora", "full"] = "lora"
-    """lora trains an adapter over the frozen base (QLoRA where base.quantize is nf4);
-    full trains every weight of the base, as a baseline, in fp32 unless base.dtype says bf16."""
+    """lora trains an adapter over the frozen base (QLoRA where base.quantize is nf4 or
+    int8); full trains every weight of the base, as a baseline, in fp32 unless base.dtype says
+    otherwise."""
     epochs: float = 3.0
     """Passes over the training samples."""
     max_steps: int | None = None
@@ -26,6 +27,9 @@ class TrainingConfig:
     micro_tokens: int = 2048
     """Most tokens computed at once; a step is split into as many pieces as that takes, which
     changes memory and speed but not the result."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes into each layer, and compute the rest again in the backward pass: less
+    memory, about a quarter more time. The result is the same."""
     learning_rate: float | None = None
     """Peak learning rate; by default 2e-4 for lora, 2e-5 for full."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from rango.adapters.attach import Adapted
-from rango.base.linear import NF4Linear
+from rango.base.linear import QuantizedLinear
 from rango.base.load import Base
 from rango.base.packing import packing_probe
 from rango.data.pack import epoch_order
@@ -157,7 +157,7 @@ def _parameters(model: Adapted | Base) -> int:
     packed = sum(
         module.in_features * module.out_features
         for module in model.model.modules()
-        if isinstance(module, NF4Linear)
+        if isinstance(module, QuantizedLinear)
     )
     plain = sum(p.numel() for p in model.model.parameters() if id(p) not in own)
     return packed + plain

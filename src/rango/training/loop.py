@@ -67,7 +67,7 @@ def run_steps(run: Run) -> None:
             for batch in batches:  # input_ids (B, S): B = 1 when packed
                 with run.trainee.prepare(batch, state.step):
                     found = token_losses(run.trainee.model, batch)  # losses (K,), K targets
-                (found.losses.sum() / targets).backward()
+                    (found.losses.sum() / targets).backward()
                 total += float(found.losses.detach().double().sum())
                 if not math.isfinite(total):
                     _refuse(run, f"the loss is {total} on {_culprits(run, batch, found)}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rango.adapters.bank import Bank
 from rango.errors import AdapterError
+from rango.kernels.adamw import adamw_, row_norms
 
 _CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
@@ -81,7 +82,7 @@ class BankAdamW:
     @torch.no_grad()
     def clip(self, max_norm: float) -> Tensor:
         """Scale each row's gradient down to `max_norm`; (rows,) norms before that."""
-        norms = torch.linalg.vector_norm(self.gradients, dim=1)
+        norms = row_norms(self.gradients)
         if max_norm > 0:
             self.gradients.mul_((max_norm / (norms + _CLIP_EPS)).clamp(max=1.0)[:, None])
         return norms
@@ -118,15 +119,18 @@ class BankAdamW:
     def _update(self, tables: Sequence[Tensor], rates: Tensor, counts: Tensor) -> None:
         """In place; each table (n, P), rates broadcast to that, counts (n, 1)."""
         parameters, gradients, exp_avg, exp_avg_sq = tables
-        bias1, bias2 = 1 - self.beta1**counts, 1 - self.beta2**counts
-        exp_avg.lerp_(gradients, 1 - self.beta1)
-        exp_avg_sq.mul_(self.beta2).addcmul_(gradients, gradients, value=1 - self.beta2)
-        update = exp_avg_sq.sqrt().div_(bias2.sqrt().to(parameters.dtype)).add_(self.eps)
-        if self.eps == 0:
-            update.masked_fill_(update == 0, torch.inf)
-        torch.div(exp_avg, update, out=update)
-        parameters.mul_((1 - rates * self.weight_decay).to(parameters.dtype))
-        parameters.sub_(update.mul_((rates / bias1).to(parameters.dtype)))
+        adamw_(
+            parameters,
+            gradients,
+            exp_avg,
+            exp_avg_sq,
+            counts[:, 0],
+            rates,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+        )
 
     def zero_grad(self) -> None:
         """Zero the gradient table."""

@@ -24,6 +24,8 @@ _FREE = (
     ("output",),
     ("base", "model"),
     ("base", "revision"),
+    ("base", "cache"),
+    ("base", "cache_gb"),
     ("data", "train"),
     ("data", "valid"),
     ("data", "general"),

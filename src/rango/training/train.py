@@ -118,9 +118,12 @@ def _load(config: RunConfig, progress: Progress) -> Base:
     base = load_base(
         config.base.model,
         dtype=config.base.dtype,
+        compute=config.base.compute,
         quantize=config.base.quantize,
         double_quant=config.base.double_quant,
         revision=config.base.revision,
+        cache=config.base.cache,
+        cache_gb=config.base.cache_gb,
         progress=progress,
     )
     check_causal(base)

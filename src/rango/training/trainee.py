@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rango.adapters.attach import Adapted
+from rango.adapters.recompute import recomputing
 from rango.adapters.routing import Routing
 from rango.base.load import Base
 from rango.data.samples import Batch
@@ -40,7 +41,7 @@ class Trainee(Protocol):
         ...
 
     def prepare(self, batch: Batch, step: int) -> Any:
-        """Context of the forward pass of a micro-batch in step `step`."""
+        """Context of the passes over a micro-batch in step `step`."""
         ...
 
 
@@ -64,7 +65,10 @@ class LoraTrainee:
     @contextmanager
     def learning(self) -> Iterator[None]:
         """Every token uses the row."""
-        with self.adapted.route(Routing.everywhere(self.row)):
+        with (
+            self.adapted.route(Routing.everywhere(self.row)),
+            recomputing(self.model, self.config.gradient_checkpointing),
+        ):
             yield
 
     @contextmanager
@@ -117,7 +121,8 @@ class FullTrainee:
         for parameter in self._parameters.values():
             parameter.requires_grad_(True)
         try:
-            yield
+            with recomputing(self.model, self.config.gradient_checkpointing):
+                yield
         finally:
             self.optimizer.zero_grad()
             for parameter in self._parameters.values():

@@ -1,0 +1,1 @@
+"""Decoder layers whose forward and backward are written out over the kernels."""
