@@ -1,220 +1,235 @@
-"""Step time and peak memory of a LoRA and a QLoRA step: Rango against PEFT and bitsandbytes.
+"""Time and peak memory of a training step: Rango against PEFT and bitsandbytes.
 
-Each contestant is a process that keeps its model loaded. They step in turn, so that whatever
-drifts on the machine hits all alike; one step is never measured while another is under way.
-
-    python benchmarks/train_step.py --shape 25m
+python benchmarks/train_step.py --groups lora qlora
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from common import RESULTS, machine, summary, versions, write_result
-from comparison import checks_of, rows_of
-from contestants import ENTRIES, LEARNING_RATE, MAX_GRAD_NORM
-from foreign import Moment, foreign_load
-from rich.console import Console
+from contest import apart, compete
+from contestants import ENTRIES, LEARNING_RATE, MAX_GRAD_NORM, contestant
+from result import Findings, Row, has_bf16_units, program
 from shapes import SHAPES
-from tables import show
-from worker import memory, prepare, serve
+from texts import equal_texts, targets
 
-_SPAWN = multiprocessing.get_context("spawn")
-_POLL_SECONDS = 0.002
-_ENDED = "{}: its process ended without an answer (out of memory?)"
-
-
-class Worker:
-    """The parent's end of a contestant's process."""
-
-    def __init__(self, name: str, pipe: Connection, facts: dict[str, Any]) -> None:
-        self.name, self.pipe, self.facts = name, pipe, facts
-        self.samples: list[dict[str, float]] = []
-        self.warm_loss = 0.0
-        self.peak_anonymous = 0
-
-    def ask(self, request: str) -> None:
-        try:
-            self.pipe.send(request)
-        except BrokenPipeError:
-            sys.exit(_ENDED.format(self.name))
-
-    def warm_up(self) -> None:
-        """A step that is not counted: the first one."""
-        self.warm_loss = self._step()["loss"]
-
-    def watch_memory(self) -> None:
-        """A step that is not counted, for the peak of anonymous memory, which the system does not
-        keep."""
-        self.ask("step")
-        answered = False
-        while not answered:
-            self.peak_anonymous = max(self.peak_anonymous, memory(self.facts["pid"])["RssAnon"])
-            answered = self.pipe.poll(_POLL_SECONDS)
-        _received(self.pipe, self.name)
-
-    def measure(self) -> None:
-        """A step that is counted."""
-        own, before = time.process_time(), Moment.now()
-        sample = self._step()
-        after = Moment.now()
-        busy = sample["cpu_seconds"] + time.process_time() - own
-        self.samples.append(sample | foreign_load(before, after, busy))
-
-    def result(self) -> dict[str, Any]:
-        seconds = [sample["seconds"] for sample in self.samples]
-        return {
-            "title": ENTRIES[self.name].title,
-            "step_seconds": summary(seconds),
-            "peak_bytes": max(int(sample["peak_bytes"]) for sample in self.samples),
-            "peak_anonymous_bytes": self.peak_anonymous,
-            "first_loss": self.warm_loss,
-            "last_loss": self.samples[-1]["loss"],
-            "foreign_cores": summary([sample["foreign_cores"] for sample in self.samples]),
-            "samples": self.samples,
-        } | {key: value for key, value in self.facts.items() if key != "pid"}
-
-    def _step(self) -> dict[str, float]:
-        self.ask("step")
-        return _received(self.pipe, self.name)
+FP32_TOLERANCE = 1e-5
+"""Of first losses: nothing is rounded, only the order of sums differs."""
+NF4_TOLERANCE = 1e-3
+"""Of first losses: a few double-quantized constants fall to a neighbouring code."""
+BF16_TOLERANCE = 2e-2
+"""Of losses: PEFT computes in bf16."""
+TRAINED_TOLERANCE = 1e-3
+"""Of the losses after the first rounds, and so as many AdamW steps."""
 
 
-def _received(pipe: Connection, name: str) -> dict[str, Any]:
-    try:
-        answer: dict[str, Any] = pipe.recv()
-    except EOFError:
-        sys.exit(_ENDED.format(name))
-    if "error" in answer:
-        sys.exit(f"{name} failed:\n{answer['error']}")
-    return answer
+@dataclass(frozen=True)
+class Goal:
+    """A row of the table: ours against a peer, and the ratio required, and the stretch."""
+
+    ours: str
+    peer: str
+    what: Literal["speed", "time", "memory"]
+    bounds: tuple[float, float | None] | None = None
 
 
-@contextmanager
-def _process(target: Any, *arguments: Any) -> Iterator[Connection]:
-    ours, theirs = _SPAWN.Pipe()
-    process = _SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
-    process.start()
-    theirs.close()  # else the end of that process would go unnoticed
-    try:
-        yield ours
-    finally:
-        ours.close()
-        process.join(10)
-        if process.is_alive():
-            process.terminate()
+@dataclass(frozen=True)
+class Group:
+    """Contestants that are loaded together, and what is asked of them."""
+
+    name: str
+    shape: str
+    goals: tuple[Goal, ...]
+    batch: int = 1
+    tokens: int = 512
+    supervised: float = 1.0
+
+    @property
+    def contestants(self) -> list[str]:
+        return list(dict.fromkeys(name for goal in self.goals for name in (goal.ours, goal.peer)))
 
 
-def run_shape(
-    name: str, contestants: Sequence[str], rounds: int, rank: int, threads: int, quick: bool
-) -> dict[str, Any]:
-    """Measure all contestants on one shape."""
-    with tempfile.TemporaryDirectory(prefix="rango-bench-") as temporary, ExitStack() as stack:
-        folder = Path(temporary)
-        with _process(prepare, name, folder, threads, quick) as pipe:
-            prepared = _received(pipe, "preparation")
-        workers = []
-        for entry in contestants:  # one after the other: loading is what takes most memory
-            pipe = stack.enter_context(_process(serve, entry, name, folder, rank, threads))
-            workers.append(Worker(entry, pipe, _received(pipe, entry)))
-            _say(f"{name}: {entry} loaded in {workers[-1].facts['load_seconds']:.1f} s")
-        for worker in workers:
-            worker.warm_up()
-        for worker in workers:
-            worker.watch_memory()
-        for number in range(rounds):
-            first = number % len(workers)  # so that no one always follows the same other
-            for worker in [*workers[first:], *workers[:first]]:
-                worker.measure()
-            _say(f"{name}: round {number + 1} of {rounds}")
-        for worker in workers:
-            worker.ask("stop")
-        return prepared | {"contestants": {worker.name: worker.result() for worker in workers}}
+AGAINST_BF16 = Goal("rango-bf16", "peft-bf16", "speed", (6.0, None))
 
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that is written to the result's file."""
-    settings = {
-        "rank": options.rank,
-        "lora_alpha": 2 * options.rank,
-        "target_modules": "all-linear",
-        "batch": 1,
-        "dtype": "fp32",
-        "quantized": "NF4, double quantization, fp32 compute",
-        "supervised": "all positions",
-        "learning_rate": LEARNING_RATE,
-        "max_grad_norm": MAX_GRAD_NORM,
-        "rounds": options.rounds,
-        "warm_up_rounds": 2,
-        "threads": options.threads,
-    }
-    shapes = ["25m", "0.5b"] if options.shape == "all" else [options.shape]
-    measured, rows = {}, list[dict[str, Any]]()
-    for shape in shapes:
-        found = run_shape(
-            shape, options.only, options.rounds, options.rank, options.threads, options.quick
-        )
-        measured[shape] = found | {"checks": checks_of(found)}
-        rows += [row.as_dict() for row in rows_of(shape, found, settings)]
-    return {
-        "benchmark": "train_step",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(
-            "rango", "torch", "transformers", "peft", "bitsandbytes", "safetensors"
+# What fits in 24 GB is loaded together: three contestants of the 0.5B shape at most.
+GROUPS = (
+    Group(
+        "25M shape",
+        "25m",
+        (
+            Goal("rango-fp32", "peft-fp32", "speed", (1.4, 1.7)),
+            Goal("rango-fp32", "peft-fp32", "memory"),
         ),
-        "settings": settings,
-        "rows": rows,
-        "shapes": measured,
+        batch=4,
+        tokens=256,
+    ),
+    Group(
+        "LoRA",
+        "0.5b",
+        (
+            Goal("rango-fp32", "peft-fp32", "speed", (1.15, 1.4)),
+            Goal("rango-fp32", "peft-fp32", "memory", (0.55, None)),
+            Goal("rango-fp32", "frozen", "time"),
+        ),
+    ),
+    Group(
+        "a quarter supervised",
+        "0.5b",
+        (
+            Goal("rango-fp32", "peft-fp32", "speed", (1.45, 1.8)),
+            Goal("rango-fp32", "peft-fp32", "memory"),
+        ),
+        supervised=0.25,
+    ),
+    Group(
+        "base in bf16",
+        "0.5b",
+        (
+            Goal("rango-bf16", "rango-fp32", "time", (1.08, 1.02)),
+            Goal("rango-bf16", "peft-fp32", "memory", (0.42, 0.35)),
+        ),
+    ),
+    Group("base in bf16, against bf16", "0.5b", (AGAINST_BF16,)),
+    Group(
+        "QLoRA",
+        "0.5b",
+        (
+            Goal("rango-nf4", "peft-nf4", "speed", (1.15, 1.4)),
+            Goal("rango-nf4", "rango-fp32", "time", (1.08, None)),
+            Goal("rango-nf4", "peft-nf4", "memory", (0.35, 0.28)),
+        ),
+    ),
+    Group(
+        "1.1B QLoRA",
+        "1.1b",
+        (
+            Goal("rango-nf4", "peft-nf4", "speed", (1.3, 1.5)),
+            Goal("rango-nf4", "peft-nf4", "memory", (0.45, 0.35)),
+        ),
+    ),
+    Group(
+        "full checkpointing",
+        "0.5b",
+        (
+            Goal("rango-checkpointing", "rango-fp32", "time", (1.30, 1.25)),
+            Goal("rango-checkpointing", "rango-fp32", "memory"),
+        ),
+    ),
+)
+QUICK = ("25M shape", "a quarter supervised", "base in bf16, against bf16", "QLoRA")
+
+
+def measure(options: argparse.Namespace, speed: dict[str, Any], findings: Findings) -> None:
+    wanted = options.groups or (QUICK if options.quick else [group.name for group in GROUPS])
+    for group in GROUPS:
+        if group.name in wanted:
+            findings.attempt(group.name, lambda g=group: _run(g, options, speed, findings))
+
+
+def _run(
+    group: Group, options: argparse.Namespace, speed: dict[str, Any], findings: Findings
+) -> None:
+    name = options.shape or ("25m" if options.quick else group.shape)
+    shape = SHAPES[name]
+    tokens = options.tokens or group.tokens
+    texts = equal_texts(shape.vocabulary, group.batch, tokens, group.supervised)
+    names = group.contestants
+    if options.peer_isa == "avx2" and "peft-bf16" in names:
+        names.append("peft-bf16-avx2")
+    if options.only:
+        names = [entry for entry in names if entry in options.only]
+    with tempfile.TemporaryDirectory(prefix="rango-bench-") as folder:
+        apart("shapes:write_checkpoint", name, folder)
+        entered = {entry: contestant(entry, folder, texts, options.rank) for entry in names}
+        if "peft-bf16" in entered and not has_bf16_units():  # a minute a step
+            entered["peft-bf16"] = replace(entered["peft-bf16"], rounds=1)
+        found = compete(
+            entered,
+            options.rounds or (3 if options.quick else 7),
+            options.threads,
+            at_once=name in ("toy", "25m"),
+        )
+    findings.measured[f"{group.name}, {name}"] = found
+    flops = shape.step_flops(group.batch * tokens, targets(texts))
+    settings = {
+        "shape": name,
+        "batch": group.batch,
+        "tokens": tokens,
+        "supervised": group.supervised,
+        "rank": options.rank,
+        "target_modules": "all-linear",
+        "optimizer": f"AdamW at {LEARNING_RATE}, norm clipped to {MAX_GRAD_NORM}",
+        "bf16_units": has_bf16_units(),
+        "share_of_gemm_peak": {
+            entry: flops / one["seconds"]["median"] / 1e9 / speed["gemm_fp32_gflops"]
+            for entry, one in found.items()
+        },
     }
+    goals = list(group.goals)
+    if "peft-bf16-avx2" in found:
+        goals.append(replace(AGAINST_BF16, peer="peft-bf16-avx2"))
+    for goal in goals:
+        if goal.ours in found and goal.peer in found:
+            bounds = goal.bounds if name == group.shape else None
+            findings.rows.append(_row(group, goal, bounds, found, settings))
+            _check(goal, found, findings)
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shape", choices=[*SHAPES, "all"], default="all", help="all: 25m, 0.5b")
-    parser.add_argument("--rounds", type=int, default=7, help="counted steps of each contestant")
+def _row(
+    group: Group,
+    goal: Goal,
+    bounds: tuple[float, float | None] | None,
+    found: dict[str, Any],
+    settings: dict[str, Any],
+) -> Row:
+    sides = [found[name] for name in (goal.ours, goal.peer)]
+    title = f"{group.name}, {settings['shape']} {settings['batch']}x{settings['tokens']}"
+    against = sides[1]["title"]
+    if goal.what == "memory":
+        peaks = [[float(side["peak_bytes"])] for side in sides]
+        return Row.of(f"{title}: peak memory", "bytes", *peaks, against, bounds, **settings)
+    seconds = [[sample["seconds"] for sample in side["samples"]] for side in sides]
+    if goal.what == "time":
+        return Row.of(f"{title}: step", "s", *seconds, against, bounds, **settings)
+    tokens = settings["batch"] * settings["tokens"]
+    speeds = [[tokens / each for each in side] for side in seconds]
+    return Row.of(f"{title}: speed", "tokens/s", *speeds, against, bounds, **settings)
+
+
+def _check(goal: Goal, found: dict[str, Any], findings: Findings) -> None:
+    """Whether both compute the same: the size of the adapter, the first loss and a later one."""
+    a, b, what = found[goal.ours], found[goal.peer], f"{goal.ours} and {goal.peer}"
+    if goal.what == "memory" or ("nf4" in goal.ours) != ("nf4" in goal.peer):
+        return
+    bf16, nf4 = ("bf16" in goal.ours), ("nf4" in goal.ours)
+    tolerance = BF16_TOLERANCE if bf16 else NF4_TOLERANCE if nf4 else FP32_TOLERANCE
+    first = [one["warm_up"][0]["loss"] for one in (a, b)]
+    findings.check(f"{what}: first loss", *first, tolerance)
+    if b["trainable"]:
+        findings.check(f"{what}: trainable", a["trainable"], b["trainable"], 0.0)
+        after = min(len(one["samples"]) for one in (a, b)) - 1
+        later = [one["samples"][after]["loss"] for one in (a, b)]
+        findings.check(f"{what}: loss", *later, BF16_TOLERANCE if bf16 else TRAINED_TOLERANCE)
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--groups", nargs="+", choices=[group.name for group in GROUPS])
+    parser.add_argument("--only", nargs="+", choices=ENTRIES, help="leave other contestants out")
+    parser.add_argument("--shape", choices=SHAPES, help="this one for all groups, without goals")
+    parser.add_argument("--tokens", type=int, help="of a sequence, instead of the group's")
     parser.add_argument("--rank", type=int, default=16, help="r; lora_alpha is twice that")
-    parser.add_argument("--threads", type=int, default=None, help="by default, one a core")
-    parser.add_argument("--only", nargs="+", choices=ENTRIES, default=list(ENTRIES))
-    parser.add_argument("--output", type=Path, default=RESULTS / "train_step.json")
-    parser.add_argument("--quick", action="store_true", help="two rounds, to see that it works")
-    parser.add_argument("--show", type=Path, help="print a stored result; measure nothing")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.rank < 1:
-        parser.error("--rounds and --rank: expected at least 1")
-    options.threads = options.threads or len(os.sched_getaffinity(0))
-    options.rounds = 2 if options.quick else options.rounds
-    return options
+    parser.add_argument(
+        "--peer-isa", choices=["avx2"], help="also run PEFT bf16 as on a CPU without bf16 units"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when all contestants computed the same, else 1; missed goals are printed, not refused."""
-    options = _options(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    if options.show:
-        show(console, json.loads(options.show.read_text()))
-        return 0
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    result = measure(options)
-    write_result(options.output, result)
-    show(console, result)
-    console.print(f"written to {options.output}")
-    return 0 if all(c["ok"] for shape in result["shapes"].values() for c in shape["checks"]) else 1
+    return program("train_step", __doc__, measure, arguments, _add)
 
 
 if __name__ == "__main__":
