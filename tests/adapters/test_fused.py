@@ -321,7 +321,9 @@ def test_a_parameter_changed_between_the_passes_is_noticed() -> None:
 
 
 def test_a_layer_that_fails_its_probe_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rango.adapters.fused.mlp, "gated", lambda gate, up, _: gate * up)
+    monkeypatch.setattr(
+        rango.adapters.fused.mlp, "gated", lambda gate, up, _, out: out.copy_(gate * up)
+    )
     adapted = rango.attach(build("llama"), r=2)
     assert not any(isinstance(module, FusedLayer) for module in adapted.model.modules())
     assert adapted.fusion is not None

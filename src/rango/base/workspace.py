@@ -1,4 +1,4 @@
-"""Memory that weights are unpacked into, one after the other.
+"""Memory for what lives no longer than one call: weights unpacked, activations on their way.
 
 Touching fresh memory costs a CPU several times the unpacking, as much as the product itself.
 """
@@ -27,6 +27,10 @@ class Workspace(threading.local):
             with torch.inference_mode(False):  # else it could not be written outside that mode
                 memory = self._memory[dtype] = torch.empty(count, dtype=dtype)
         return memory
+
+    def like(self, x: Tensor, columns: int) -> Tensor:
+        """(rows of x, columns) in x's dtype, in this memory."""
+        return self.room(len(x) * columns, x.dtype)[: len(x) * columns].view(len(x), columns)
 
 
 workspace = Workspace()

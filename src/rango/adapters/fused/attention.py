@@ -19,11 +19,15 @@ from rango.adapters.fused.norm import Norm
 from rango.adapters.fused.place import Place
 from rango.adapters.projection import Gradients, Narrow, Projection, sum_gradients, wanted_of
 from rango.adapters.update import Part
+from rango.base.workspace import Workspace
 from rango.kernels.attention import attention, attention_backward
 from rango.kernels.rotary import rotate
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q (T, heads, dim), k and v (T, kv_heads, dim) -> (T, heads · dim)."""
+
+
+_narrow, _other = Workspace(), Workspace()  # for what no backward pass needs
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ class _SelfAttention(torch.autograd.Function):
     ) -> Tensor:
         flat = x.view(-1, x.shape[-1])  # (T, hidden)
         parts = [projection.parts(x.shape[:-1]) for projection in half.projections]
-        inside, kept = half.attend(half.norm.forward(flat), parts, place)
+        normed = half.norm.forward(flat, out=_narrow.like(flat, flat.shape[1]))
+        inside, kept = half.attend(normed, parts, place)
         out = inside[3].flatten(1)
         y = torch.empty_like(x)
         kept.append(half.o.forward(out, parts[3], y.view_as(flat), start=flat))
@@ -138,7 +143,9 @@ class _SelfAttention(torch.autograd.Function):
         for_out = half.o.backward(grad, attended, ctx.kept[3], gradients, wanted[3], needs_heads)
         grad_x = None
         if needs_heads:
-            grad_out = sum_gradients([for_out], torch.empty_like(attended)).view_as(out)
+            grad_out = sum_gradients([for_out], _other.like(attended, attended.shape[1])).view_as(
+                out
+            )
             grads = list(
                 attention_backward(grad_out, q, k, v, out, lse, **_reach(place), scale=half.scale)
             )
@@ -146,7 +153,7 @@ class _SelfAttention(torch.autograd.Function):
                 grads[i] = rotate(grads[i], place.cos, place.sin, inverse=True, out=grads[i])
                 if norm is not None:
                     grads[i] = norm.backward(grads[i], before_norms[i])
-            normed = half.norm.forward(flat)
+            normed = half.norm.forward(flat, out=_narrow.like(flat, flat.shape[1]))
             shares = [
                 projection.backward(
                     grads[i].flatten(1), normed, ctx.kept[i], gradients, wanted[i], needs_x
