@@ -28,6 +28,14 @@ FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 COMPILED = [mode for mode in dispatch.available() if mode != "reference"]
 pytestmark = pytest.mark.skipif(not COMPILED, reason="the compiled kernels are not installed")
 
+
+@pytest.fixture(autouse=True)
+def _over_the_kernels() -> Iterator[None]:
+    """Whatever RANGO_KERNELS says."""
+    with dispatch.using(COMPILED[0]):
+        yield
+
+
 POSITIONS = torch.cat([torch.arange(9), torch.arange(14)])[None]
 IDS = torch.randint(2, 100, (1, 23), generator=torch.Generator().manual_seed(0))
 

@@ -19,6 +19,7 @@ from rango.base.load import base_from_model, load_base
 from rango.base.save import save_base
 from rango.base.tokenizer import load_tokenizer
 from rango.errors import CheckpointError, ConfigError
+from rango.kernels import dispatch
 
 ARCHITECTURES = (
     "llama",
@@ -411,7 +412,8 @@ _MEASURE = """
 @pytest.mark.slow
 def test_memory_stays_near_the_final_size(tmp_path):
     """Anonymous memory, above that after imports, never exceeds the final size (views of the files
-    left out) plus 64 MB: on 500 MB in five shards."""
+    left out) plus 64 MB, or 96 where the reference quantizes: on 500 MB in five shards."""
+    allowed = (96 if dispatch.facts().in_use == "reference" else 64) * 2**20
     _write_large_checkpoint(tmp_path)
     for quantize in ("nf4", "int8", "none"):
         done = subprocess.run(
@@ -422,7 +424,7 @@ def test_memory_stays_near_the_final_size(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         peak, final = json.loads(done.stdout)
-        assert peak <= final + 64 * 2**20, quantize
+        assert peak <= final + allowed, quantize
         assert peak >= 0.9 * final, "the measurement misses the model itself"
         assert (final > 50e6) == (quantize != "none"), "what is as stored stays a view"
 
