@@ -242,7 +242,7 @@ def _inputs(texts: list[Text]) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-NF4 = {"dtype": "fp32", "quantize": "nf4", "double_quant": True}
+NF4 = {"quantize": "nf4", "double_quant": True}
 WITHOUT_BF16_UNITS = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "ATEN_CPU_CAPABILITY": "avx2",

@@ -51,12 +51,13 @@ class RangoLoading:
 class BitsandbytesLoading:
     """from_pretrained with a BitsAndBytesConfig."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: str, dtype: str) -> None:
+        """dtype: what is not quantized takes it; that of the file, as Rango does."""
+        self.folder, self.dtype = folder, dtype
         self.facts: dict[str, Any] = {}
 
     def step(self) -> dict[str, float]:
-        self.model = transformers_model(self.folder, nf4=True)
+        self.model = transformers_model(self.folder, dtype=self.dtype, nf4=True)
         return {}
 
 
@@ -68,13 +69,16 @@ def cache_options(folder: Path) -> dict[str, Any] | None:
     return {"cache": folder} if "cache" in found else None
 
 
-def contestants(folder: str, cache: Path) -> dict[str, Contestant]:
+def contestants(folder: str, stored: str, cache: Path) -> dict[str, Contestant]:
     ours, peers = (*_MODELS, "rango.base.load"), (*_MODELS, *_BITSANDBYTES)
     options = {"folder": folder, "options": NF4}
     found = {
         "rango": Contestant("Rango", "load:RangoLoading", options, ours),
         "bitsandbytes": Contestant(
-            "bitsandbytes", "load:BitsandbytesLoading", {"folder": folder}, peers
+            "bitsandbytes",
+            "load:BitsandbytesLoading",
+            {"folder": folder, "dtype": stored},
+            peers,
         ),
     }
     with_cache = cache_options(cache)
@@ -107,7 +111,7 @@ def _run(
         folder, cache = Path(temporary) / "base", Path(temporary) / "cache"
         apart("shapes:write_checkpoint", shape, str(folder), stored)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        entered = contestants(str(folder), cache)
+        entered = contestants(str(folder), stored, cache)
         loads: dict[str, list[dict[str, Any]]] = {name: [] for name in entered}
         if "rango-cached" in entered:  # the first start writes the cache
             compete({"first": entered["rango-cached"]}, 1, options.threads, warm_up=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 from models import build
-from torch import Tensor
+from torch import Tensor, nn
 
 from rango.adapters.attach import Adapted, attach
 from rango.base.load import Base, base_from_model
-from rango.data.samples import Sample
+from rango.data.samples import Batch, Sample
 from rango.errors import ConfigError, DataError, NonFiniteLossError
+from rango.evaluation.loss import TokenLosses, token_losses
 from rango.training.config import TrainingConfig
 from rango.training.fit import train_model
 from rango.training.recorder import Tensors
@@ -177,6 +179,21 @@ def test_padding_of_a_smaller_rank_stays_exactly_zero(make_samples: Make) -> Non
         assert (site.A[0, 5:] == 0).all()
         assert (site.B[0, :, 5:] == 0).all()
         assert site.B[0, :, :5].abs().sum() > 0
+
+
+def test_one_graph_at_a_time_is_held(make_samples: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    before: list[weakref.ref[TokenLosses]] = []
+
+    def watched(model: nn.Module, batch: Batch) -> TokenLosses:
+        assert all(found() is None for found in before)
+        found = token_losses(model, batch)
+        before.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr("rango.training.loop.token_losses", watched)
+    config = TrainingConfig(epochs=2, batch_size=4, micro_tokens=16)  # several a step
+    train_model(adapted(), make_samples(8), config=config)
+    assert len(before) > 4
 
 
 def test_no_graph_is_built_below_the_first_adapted_layer(make_samples: Make) -> None:

@@ -162,6 +162,8 @@ class _Arrivals:
         self, weight: Tensor, quantize: Callable[[Tensor], Quantized]
     ) -> Future[Quantized]:
         home = self._views.get(weight.untyped_storage().data_ptr())
+        if home is None:  # a copy that the loader made, as it did of those before
+            self._trim_after(weight.nbytes)
 
         def work() -> Quantized:
             try:
@@ -190,11 +192,14 @@ class _Arrivals:
         digest, nbytes = self._hashing.popleft()
         self._digests.append(digest.result())
         self._done += nbytes
+        self._trim_after(nbytes)
+        self._progress("loading", self._done, self._total, "B")
+
+    def _trim_after(self, nbytes: int) -> None:
         self._since_trim += nbytes
         if self._since_trim >= _TRIM_EVERY:
             return_freed_memory()
             self._since_trim = 0
-        self._progress("loading", self._done, self._total, "B")
 
     def _size(self, name: str) -> int:
         return self._homes[name].entries[name].nbytes

@@ -71,6 +71,7 @@ def run_steps(run: Run) -> None:
                 total += float(found.losses.detach().double().sum())
                 if not math.isfinite(total):
                     _refuse(run, f"the loss is {total} on {_culprits(run, batch, found)}")
+                del found  # its graph, before the next forward pass builds another
 
             norm = float(optimizer.clip(run.trainee.config.max_grad_norm).max())
             if not math.isfinite(norm):
