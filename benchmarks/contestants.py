@@ -256,7 +256,7 @@ _PEFT = {"make": "contestants:PeftTraining", "imports": PEFT_IMPORTS}
 
 # title, how it is made, its options
 ENTRIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "rango-fp32": ("Rango LoRA, fp32", _RANGO, {}),
+    "rango-fp32": ("Rango LoRA, fp32", _RANGO, {"load": {"dtype": "fp32"}}),
     "rango-bf16": ("Rango LoRA, base in bf16", _RANGO, {"load": {"dtype": "bf16"}}),
     "rango-nf4": ("Rango QLoRA, NF4", _RANGO, {"load": NF4}),
     "rango-checkpointing": (

@@ -214,7 +214,7 @@ def _run(
     shape = options.shape or small
     new_tokens = options.new_tokens or (16 if options.quick else 48)
     with tempfile.TemporaryDirectory(prefix="rango-bench-") as folder:
-        apart("shapes:write_checkpoint", shape, folder)
+        apart("shapes:write_checkpoint", shape, folder, "bfloat16")
         names = [
             name
             for name in ("rango-nf4", *trial.goals)
@@ -231,15 +231,16 @@ def _run(
     passes = {
         name: [sample["pass_seconds"] for sample in one["samples"]] for name, one in found.items()
     }
-    weights = SHAPES[shape].linear_weights * 33 / 64 + SHAPES[shape].head_weights * 4
+    weights = SHAPES[shape].linear_weights * 33 / 64 + SHAPES[shape].head_weights * 2
     settings = {
         "shape": shape,
+        "stored": "bfloat16",
         "batch": trial.batch,
         "prompt": options.prompt,
         "new_tokens": new_tokens,
         "rank": RANK,
         "bf16_units": has_bf16_units(),
-        # the NF4 layers and the fp32 head, read once a pass
+        # the NF4 layers and the bf16 head, read once a pass
         "share_of_copy_bandwidth": weights
         / statistics.median(passes["rango-nf4"])
         / 1e9

@@ -48,6 +48,8 @@ class Group:
     batch: int = 1
     tokens: int = 512
     supervised: float = 1.0
+    stored: str = "float32"
+    """The checkpoint's type."""
 
     @property
     def contestants(self) -> list[str]:
@@ -103,6 +105,7 @@ GROUPS = (
             Goal("rango-nf4", "rango-fp32", "time", (1.08, None)),
             Goal("rango-nf4", "peft-nf4", "memory", (0.35, 0.28)),
         ),
+        stored="bfloat16",  # as what people train on is published
     ),
     Group(
         "1.1B QLoRA",
@@ -111,6 +114,7 @@ GROUPS = (
             Goal("rango-nf4", "peft-nf4", "speed", (1.3, 1.5)),
             Goal("rango-nf4", "peft-nf4", "memory", (0.45, 0.35)),
         ),
+        stored="bfloat16",
     ),
     Group(
         "full checkpointing",
@@ -144,7 +148,7 @@ def _run(
     if options.only:
         names = [entry for entry in names if entry in options.only]
     with tempfile.TemporaryDirectory(prefix="rango-bench-") as folder:
-        apart("shapes:write_checkpoint", name, folder)
+        apart("shapes:write_checkpoint", name, folder, group.stored)
         entered = {entry: contestant(entry, folder, texts, options.rank) for entry in names}
         if "peft-bf16" in entered and not has_bf16_units():  # a minute a step
             entered["peft-bf16"] = replace(entered["peft-bf16"], rounds=1)
@@ -161,6 +165,7 @@ def _run(
         "batch": group.batch,
         "tokens": tokens,
         "supervised": group.supervised,
+        "stored": group.stored,
         "rank": options.rank,
         "target_modules": "all-linear",
         "optimizer": f"AdamW at {LEARNING_RATE}, norm clipped to {MAX_GRAD_NORM}",

@@ -32,14 +32,30 @@ RANGO_INLINE float from_fp16(uint16_t bits) {
 #endif
 }
 
+// q · absmax · (1/127), rounded after each product: numerics/int8.py.
+constexpr float INT8_STEP = 7.874015718698502e-3f;
+
+#if defined(__AVX2__)
+RANGO_INLINE __m256 eight_of_bf16(const uint16_t* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+RANGO_INLINE __m256 eight_of_fp16(const uint16_t* from) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+RANGO_INLINE __m256 eight_of_int8(const int8_t* from, __m256 scale) {
+  const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  const __m256 values = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+  return _mm256_mul_ps(_mm256_mul_ps(values, scale), _mm256_set1_ps(INT8_STEP));
+}
+#endif
+
 RANGO_INLINE void decode_bf16(const uint16_t* from, int64_t count, float* to) {
   int64_t i = 0;
 #if defined(__AVX2__)
-  for (; i + 8 <= count; i += 8) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-    const __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
-    _mm256_storeu_ps(to + i, _mm256_castsi256_ps(wide));
-  }
+  for (; i + 8 <= count; i += 8) _mm256_storeu_ps(to + i, eight_of_bf16(from + i));
 #endif
   for (; i < count; i++) to[i] = from_bf16(from[i]);
 }
@@ -47,25 +63,16 @@ RANGO_INLINE void decode_bf16(const uint16_t* from, int64_t count, float* to) {
 RANGO_INLINE void decode_fp16(const uint16_t* from, int64_t count, float* to) {
   int64_t i = 0;
 #if defined(__AVX2__)
-  for (; i + 8 <= count; i += 8)
-    _mm256_storeu_ps(
-        to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+  for (; i + 8 <= count; i += 8) _mm256_storeu_ps(to + i, eight_of_fp16(from + i));
 #endif
   for (; i < count; i++) to[i] = from_fp16(from[i]);
 }
 
-// q · absmax · (1/127), rounded after each product: numerics/int8.py.
-constexpr float INT8_STEP = 7.874015718698502e-3f;
-
 RANGO_INLINE void decode_int8(const int8_t* from, int64_t count, float scale, float* to) {
   int64_t i = 0;
 #if defined(__AVX2__)
-  const __m256 s = _mm256_set1_ps(scale), step = _mm256_set1_ps(INT8_STEP);
-  for (; i + 8 <= count; i += 8) {
-    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + i));
-    const __m256 values = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
-    _mm256_storeu_ps(to + i, _mm256_mul_ps(_mm256_mul_ps(values, s), step));
-  }
+  const __m256 s = _mm256_set1_ps(scale);
+  for (; i + 8 <= count; i += 8) _mm256_storeu_ps(to + i, eight_of_int8(from + i, s));
 #endif
   for (; i < count; i++) to[i] = static_cast<float>(from[i]) * scale * INT8_STEP;
 }

@@ -3,8 +3,6 @@
 
 #include "simd.h"
 
-#define RANGO_INLINE_MEMBER inline __attribute__((always_inline))
-
 namespace rango::RANGO_ISA {
 
 // Elements worth a thread of their own: below this, waking one costs more than it saves.
@@ -15,15 +13,15 @@ RANGO_INLINE int64_t rows_a_thread(int64_t n) { return n < GRAIN ? GRAIN / (n ? 
 
 // How a body reaches its WIDTH elements, or those that are left at the end of a row.
 struct All {
-  RANGO_INLINE_MEMBER Vec load(const float* from) const { return RANGO_ISA::load(from); }
-  RANGO_INLINE_MEMBER void store(float* to, Vec v) const { RANGO_ISA::store(to, v); }
+  RANGO_MEMBER Vec load(const float* from) const { return RANGO_ISA::load(from); }
+  RANGO_MEMBER void store(float* to, Vec v) const { RANGO_ISA::store(to, v); }
 };
 struct Rest {
   int count;
-  RANGO_INLINE_MEMBER Vec load(const float* from) const { return load_part(from, count); }
-  RANGO_INLINE_MEMBER void store(float* to, Vec v) const { store_part(to, v, count); }
+  RANGO_MEMBER Vec load(const float* from) const { return load_part(from, count); }
+  RANGO_MEMBER void store(float* to, Vec v) const { store_part(to, v, count); }
   // v, but zero in the lanes that are not there
-  RANGO_INLINE_MEMBER Vec only(Vec v) const {
+  RANGO_MEMBER Vec only(Vec v) const {
     float lanes[WIDTH];
     RANGO_ISA::store(lanes, v);
     return load_part(lanes, count);

@@ -32,11 +32,11 @@ struct Levels {
 #endif
   }
 
-  inline __attribute__((always_inline)) int64_t block_of(int64_t at) const {
+  RANGO_MEMBER int64_t block_of(int64_t at) const {
     return block_bits >= 0 ? at >> block_bits : at / weight->block;
   }
 
-  inline __attribute__((always_inline)) float constant(int64_t block) const {
+  RANGO_MEMBER float constant(int64_t block) const {
     if (weight->absmax) return weight->absmax[block];
     const int64_t nest = nested_bits >= 0 ? block >> nested_bits : block / weight->nested_block;
     const float product =
@@ -46,13 +46,13 @@ struct Levels {
 
 #if defined(__AVX2__)
   // Of bytes that stand twice each: the high nibble in the first, the low one in the second.
-  static inline __attribute__((always_inline)) __m256i nibbles_of(__m256i twice) {
+  static RANGO_MEMBER __m256i nibbles_of(__m256i twice) {
     const __m256i first = _mm256_and_si256(_mm256_srli_epi16(twice, 4), _mm256_set1_epi16(0x000F));
     return _mm256_or_si256(first, _mm256_and_si256(twice, _mm256_set1_epi16(0x0F00)));
   }
 
-  // 16 bytes -> 32 weights.
-  inline __attribute__((always_inline)) void unpack(const uint8_t* from, __m256 scale, float* to) const {
+  // 16 bytes -> 32 weights, in four registers.
+  RANGO_MEMBER void unpack(const uint8_t* from, __m256 scale, __m256* to) const {
     const __m256i bytes =
         _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     // each byte twice; the lower half of the register gets those of weights 8n … 8n+3
@@ -71,12 +71,12 @@ struct Levels {
         _mm256_unpacklo_epi16(low_b, high_b), _mm256_unpackhi_epi16(low_b, high_b)};
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-      _mm256_storeu_ps(to + 8 * i, _mm256_mul_ps(_mm256_castsi256_ps(values[i]), scale));
+      to[i] = _mm256_mul_ps(_mm256_castsi256_ps(values[i]), scale);
   }
 #endif
 
   // `count` weights from the flat index `at`, in fp32.
-  inline __attribute__((always_inline)) void decode(int64_t at, int64_t count, float* to) const {
+  RANGO_MEMBER void decode(int64_t at, int64_t count, float* to) const {
     while (count > 0) {
       const int64_t block = block_of(at), rest = (block + 1) * weight->block - at;
       const int64_t run = rest < count ? rest : count;
@@ -86,7 +86,12 @@ struct Levels {
       if (!(at & 1)) {
         const uint8_t* bytes = static_cast<const uint8_t*>(weight->data) + at / 2;
         const __m256 wide = _mm256_set1_ps(scale);
-        for (; i + 32 <= run; i += 32) unpack(bytes + i / 2, wide, to + i);
+        for (; i + 32 <= run; i += 32) {
+          __m256 values[4];
+          unpack(bytes + i / 2, wide, values);
+#pragma GCC unroll 4
+          for (int v = 0; v < 4; v++) _mm256_storeu_ps(to + i + 8 * v, values[v]);
+        }
       }
 #endif
       if (i < run) decode_nf4_run(*weight, at + i, run - i, scale, to + i);
@@ -98,7 +103,7 @@ struct Levels {
 
   // `count` weights from the flat index `at`, in bf16 or fp16. A block knows only 16 values: these
   // are multiplied and rounded, and their two bytes looked up.
-  inline __attribute__((always_inline)) void decode_16_bits(int64_t at, int64_t count, Kind kind,
+  RANGO_MEMBER void decode_16_bits(int64_t at, int64_t count, Kind kind,
                                                             uint16_t* to) const {
     while (count > 0) {
       const int64_t block = block_of(at), rest = (block + 1) * weight->block - at;

@@ -1,6 +1,7 @@
 #include "products_types.h"
 
 #include "decode.h"
+#include "direct.h"
 #include "levels.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -15,6 +16,8 @@ constexpr int GROUP = 8;            // columns of the sum, rows of a weight, wor
 constexpr int64_t STRETCH = 256;    // weights of a row decoded at a time: eight rows are 8 KB
 constexpr int64_t WORTH = 1 << 15;  // weights that a thread is worth waking for
 constexpr int64_t TURN = 1 << 14;   // weights that are worth a turn
+constexpr int64_t TURNS = 16;       // at most: what is fetched ahead should be one's own
+constexpr int64_t CACHED = 4096;    // floats of all rows: 16 KB
 constexpr int MOST_TERMS = 64;
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -115,9 +118,59 @@ RANGO_INLINE void fetch(const Weight& w, int64_t at, int64_t count) {
   for (int64_t n = 0; n < count * bits / 8; n += 64) __builtin_prefetch(from + n);
 }
 
+#if defined(__AVX2__)
+// All GROUP columns of M ≤ DIRECT_ROWS rows, as many side by side as there are registers for.
+template <class Row, int M>
+RANGO_INLINE void direct_columns(const Ready& ready, int64_t n, Vec (*sums)[GROUP]) {
+  constexpr int C = M == 1 ? 4 : M <= 4 ? 2 : 1;
+  const Weight& w = ready.term->b;
+  // so many that the rows' floats stay in the first-level cache from column to column
+  const int64_t whole_blocks = CACHED / M & -w.block;
+  const int64_t step = whole_blocks ? whole_blocks : w.block;
+  for (int64_t k = 0; k < ready.term->depth; k += step)
+    for (int j = 0; j < GROUP; j += C)
+      direct_dots<Row, M, C>(w, ready.levels, n + j, ready.a, ready.row, k,
+                             smaller(ready.term->depth, k + step),
+                             reinterpret_cast<Vec(*)[GROUP]>(&sums[0][j]));
+}
+
+template <class Row>
+void direct_rows(const Ready& ready, int64_t n, int64_t rows, Vec (*sums)[GROUP]) {
+  switch (rows) {
+    case 1: return direct_columns<Row, 1>(ready, n, sums);
+    case 2: return direct_columns<Row, 2>(ready, n, sums);
+    case 3: return direct_columns<Row, 3>(ready, n, sums);
+    case 4: return direct_columns<Row, 4>(ready, n, sums);
+    case 5: return direct_columns<Row, 5>(ready, n, sums);
+    case 6: return direct_columns<Row, 6>(ready, n, sums);
+    case 7: return direct_columns<Row, 7>(ready, n, sums);
+    case 8: return direct_columns<Row, 8>(ready, n, sums);
+  }
+}
+
+// The same columns as add_term's, where they can be had without a buffer; says whether they were.
+RANGO_INLINE bool add_direct(const Ready& ready, int64_t n, int64_t width, Vec (*sums)[GROUP]) {
+  const Term& term = *ready.term;
+  const int64_t rows = term.to - term.from;
+  if (width < GROUP || rows > DIRECT_ROWS || !reads_direct(term.b, term.depth)) return false;
+  sums += term.from;
+  switch (term.b.kind) {
+    case Kind::nf4: direct_rows<Nf4Row>(ready, n, rows, sums); break;
+    case Kind::int8: direct_rows<Int8Row>(ready, n, rows, sums); break;
+    case Kind::bf16: direct_rows<Row16<eight_of_bf16>>(ready, n, rows, sums); break;
+    case Kind::fp16: direct_rows<Row16<eight_of_fp16>>(ready, n, rows, sums); break;
+    case Kind::fp32: return false;
+  }
+  return true;
+}
+#endif
+
 // The columns [n, n + width) of the sum, width ≤ GROUP, from one term.
 RANGO_INLINE void add_term(const Ready& ready, int64_t n, int64_t width, float (*room)[STRETCH],
                            Vec (*sums)[GROUP]) {
+#if defined(__AVX2__)
+  if (add_direct(ready, n, width, sums)) return;
+#endif
   const Term& term = *ready.term;
   const Weight& w = term.b;
   const int64_t rows = term.to - term.from;
@@ -174,7 +227,8 @@ bool narrow_products(float* c, int64_t c_row, int64_t rows, int64_t columns, con
   }
 
   const int64_t groups = (columns + GROUP - 1) / GROUP;
-  const int64_t turn = (TURN / GROUP + depths - 1) / depths;  // groups
+  const int64_t share = columns * depths / TURNS;
+  const int64_t turn = ((share > TURN ? share : TURN) / GROUP + depths - 1) / depths;  // groups
   auto task = [&](int64_t index) {
     alignas(64) float decoded[GROUP][STRETCH];
     alignas(64) Vec sums[MOST_ROWS][GROUP];

@@ -13,6 +13,7 @@
 #endif
 
 #define RANGO_INLINE static inline __attribute__((always_inline))
+#define RANGO_MEMBER inline __attribute__((always_inline))
 
 namespace rango::RANGO_ISA {
 
