@@ -184,6 +184,7 @@ TRIALS = (
     ),
     Trial("Python a token", 1, {"peft-fp32": None}, shape="0.5b-thin", milliseconds=True),
 )
+_QUICK = ("rango-nf4", "rango-base", "rango-fp32", "peft-fp32")
 _RANGO = ("RangoDecoding", ("transformers", "rango.generation.generate"))
 _PEFT = ("PeftDecoding", PEFT_IMPORTS)
 # title, class and imports, options, environment
@@ -203,23 +204,22 @@ _ENTRIES: dict[str, tuple[str, tuple[str, tuple[str, ...]], dict[str, Any], dict
 
 
 def measure(options: argparse.Namespace, speed: dict[str, Any], findings: Findings) -> None:
-    for trial in TRIALS:
+    for trial in TRIALS[: 2 if options.quick else None]:
         findings.attempt(trial.name, lambda t=trial: _run(t, options, speed, findings))
 
 
 def _run(
     trial: Trial, options: argparse.Namespace, speed: dict[str, Any], findings: Findings
 ) -> None:
-    small = "25m" if options.quick and not trial.milliseconds else trial.shape
+    small = "25m" if options.quick else trial.shape
     shape = options.shape or small
     new_tokens = options.new_tokens or (16 if options.quick else 48)
     with tempfile.TemporaryDirectory(prefix="rango-bench-") as folder:
         apart("shapes:write_checkpoint", shape, folder, "bfloat16")
-        names = [
-            name
-            for name in ("rango-nf4", *trial.goals)
-            if name != "peft-bf16-avx2" or options.peer_isa == "avx2"
-        ]
+        left_out = set(_ENTRIES) - set(_QUICK) if options.quick else set()
+        if options.peer_isa != "avx2":
+            left_out.add("peft-bf16-avx2")
+        names = [name for name in ("rango-nf4", *trial.goals) if name not in left_out]
         found = compete(
             {n: _contestant(n, folder, shape, trial, options.prompt, new_tokens) for n in names},
             options.rounds or (2 if options.quick else 5),

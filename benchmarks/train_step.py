@@ -125,7 +125,7 @@ GROUPS = (
         ),
     ),
 )
-QUICK = ("25M shape", "a quarter supervised", "base in bf16, against bf16", "QLoRA")
+QUICK = ("25M shape", "a quarter supervised", "QLoRA")
 
 
 def measure(options: argparse.Namespace, speed: dict[str, Any], findings: Findings) -> None:

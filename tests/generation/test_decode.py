@@ -11,6 +11,7 @@ from torch import nn
 
 import rango
 from rango.adapters.fused.head import NarrowHead
+from rango.adapters.fused.layer import FusedLayer
 from rango.adapters.routing import Routing
 from rango.errors import ConfigError, DataError
 from rango.generation.decode import decode
@@ -45,6 +46,26 @@ def transformers_own(model: nn.Module, prompt: list[int]) -> list[int]:
         pad_token_id=0,
     )
     return output[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "falcon_grouped"])
+def test_a_frozen_model_without_adapters_decodes_in_fused_layers(name: str) -> None:
+    model = models.build(name, seed=3).requires_grad_(False).eval()
+    prompts = [ids.tolist() for ids in models.inputs(2, 9)]
+    plain = [transformers_own(model, prompt) for prompt in prompts]
+    before = [type(module) for module in model.modules()], model.config._attn_implementation
+    passes = decode(model, prompts, limits=[NEW] * 2, ends=(), choose=greedy)
+    first = next(passes)
+    if name in ("llama", "qwen2") and dispatch.native() is not None:
+        assert any(isinstance(module, FusedLayer) for module in model.modules())
+    rest = list(passes)
+    assert [list(tokens) for tokens in zip(first, *rest, strict=True)] == plain
+    assert before == ([type(module) for module in model.modules()], model.config._attn_implementation)
+
+    unfinished = decode(model, prompts, limits=[NEW] * 2, ends=(), choose=greedy)
+    next(unfinished)
+    unfinished.close()
+    assert before[0] == [type(module) for module in model.modules()]
 
 
 @pytest.mark.parametrize("name", [*models.CAUSAL, "falcon_grouped", "gemma2", "phi3", "mixtral"])

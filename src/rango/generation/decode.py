@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rango.adapters.fused.cache import roomy_cache
 from rango.adapters.fused.head import narrow_head
+from rango.adapters.fused.install import fused
 from rango.errors import ConfigError, DataError
 from rango.generation.inference import inference
 
@@ -39,28 +40,29 @@ def decode(
     device = next(model.parameters()).device
     input_ids, mask = (part.to(device) for part in left_padded(prompts, pad_id))
     position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    modules = list(model.modules())
     accepted = frozenset(inspect.signature(model.forward).parameters)
     left = torch.tensor(list(limits))  # tokens that each sequence may still write
     enders = torch.tensor(sorted(ends), dtype=torch.int64)
-    cache: Any = roomy_cache(model)
-    while True:
-        with inference(model, modules), narrow_head(model):
-            logits, cache = _pass(model, accepted, input_ids, mask, position_ids, cache)
-            tokens = choose(logits).cpu()
-        running = left > 0
-        yield [
-            token if runs else None
-            for token, runs in zip(tokens.tolist(), running.tolist(), strict=True)
-        ]
-        left = torch.where(torch.isin(tokens, enders), 0, left - 1).clamp(min=0)
-        going = left > 0
-        if not going.any():
-            return
-        # one that has ended stays where it is: its next position might not exist
-        position_ids = position_ids[:, -1:] + going.long()[:, None].to(device)
-        input_ids = torch.where(going, tokens, pad_id)[:, None].to(device)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    with fused(model):
+        modules = list(model.modules())
+        cache: Any = roomy_cache(model)
+        while True:
+            with inference(model, modules), narrow_head(model):
+                logits, cache = _pass(model, accepted, input_ids, mask, position_ids, cache)
+                tokens = choose(logits).cpu()
+            running = left > 0
+            yield [
+                token if runs else None
+                for token, runs in zip(tokens.tolist(), running.tolist(), strict=True)
+            ]
+            left = torch.where(torch.isin(tokens, enders), 0, left - 1).clamp(min=0)
+            going = left > 0
+            if not going.any():
+                return
+            # one that has ended stays where it is: its next position might not exist
+            position_ids = position_ids[:, -1:] + going.long()[:, None].to(device)
+            input_ids = torch.where(going, tokens, pad_id)[:, None].to(device)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,6 +80,21 @@ class Fusion:
             if spec is not None and not name.startswith(within) and _is_fp32_on_cpu(module):
                 fuse_norm(module, spec.norm)
                 self.paths[name] = "fused"
+
+
+@contextmanager
+def fused(model: nn.Module) -> Iterator[None]:
+    """Within the block, a frozen model to which nothing is attached computes in fused layers too."""
+    if any(isinstance(module, FusedLayer | FusedNorm) for module in model.modules()) or any(
+        parameter.requires_grad for parameter in model.parameters()
+    ):
+        yield
+        return
+    fusion = Fusion(model)
+    try:
+        yield
+    finally:
+        fusion.undo()
 
 
 @torch.no_grad()

@@ -26,22 +26,9 @@ RANGO_INLINE Vec square_root(Vec x) {
 // eˣ as exp gives it, but 0 from -87.7 down and infinite from 88.4 up: giving up half a binade at
 // either end saves a third of the work. NaN stays NaN, by the order of the operands of min and max.
 RANGO_INLINE Vec quick_exp(Vec x) {
-  const Vec clamped = max(broadcast(-88.0f), min(broadcast(89.0f), x));
-  const Vec shifter = broadcast(12582912.0f);
-  const Vec shifted = fma(clamped, broadcast(1.44269504088896341f), shifter);
-  const Vec n = shifted - shifter;
-  Vec f = fma(n, broadcast(-0.693145751953125f), clamped);
-  f = fma(n, broadcast(-1.42860682030941723e-6f), f);
-  Vec p = broadcast(1.98756915e-4f);
-  p = fma(p, f, broadcast(1.39819995e-3f));
-  p = fma(p, f, broadcast(8.33345191e-3f));
-  p = fma(p, f, broadcast(4.16657959e-2f));
-  p = fma(p, f, broadcast(1.66666654e-1f));
-  p = fma(p, f, broadcast(5.00000012e-1f));
-  p = fma(p, f * f, f) + 1.0f;
   Ints bits;
-  memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + (127 - 0x4B400000)) << 23;  // n = -127 gives 0, n = 128 infinity
+  const Vec p = exp_of_rest(max(broadcast(-88.0f), min(broadcast(89.0f), x)), &bits);
+  bits = (bits + (127 - SHIFTED)) << 23;  // n = -127 gives 0, n = 128 infinity
   Vec power;
   memcpy(&power, &bits, sizeof power);
   return p * power;

@@ -98,15 +98,15 @@ RANGO_INLINE float largest(Vec v) {
   return found;
 }
 
-// eˣ within 2 ulp: x = n·ln 2 + f, a polynomial for eᶠ, n added to the exponent. Below -87.3 it is
-// the smallest normal number's neighbourhood rounded to 0, above 88.7 infinity; NaN stays NaN.
-RANGO_INLINE Vec exp(Vec x) {
-  const Vec low = broadcast(-87.33654f), high = broadcast(88.72283f);
-  const Vec clamped = max(min(x, high), low);
-  const Vec shifter = broadcast(12582912.0f);  // 1.5·2²³: adding it rounds to an integer
-  const Vec shifted = fma(clamped, broadcast(1.44269504088896341f), shifter);
+constexpr int32_t SHIFTED = 0x4B400000;  // the bits of 1.5·2²³
+
+// Splits x = n·ln 2 + f with |f| ≤ ln 2 / 2 and returns eᶠ, within 2 ulp; n is given as n + SHIFTED.
+RANGO_INLINE Vec exp_of_rest(Vec x, Ints* n_shifted) {
+  const Vec shifter = broadcast(12582912.0f);  // adding 1.5·2²³ rounds to an integer
+  const Vec shifted = fma(x, broadcast(1.44269504088896341f), shifter);
   const Vec n = shifted - shifter;
-  Vec f = fma(n, broadcast(-0.693145751953125f), clamped);
+  memcpy(n_shifted, &shifted, sizeof shifted);
+  Vec f = fma(n, broadcast(-0.693145751953125f), x);
   f = fma(n, broadcast(-1.42860682030941723e-6f), f);
   Vec p = broadcast(1.98756915e-4f);
   p = fma(p, f, broadcast(1.39819995e-3f));
@@ -114,10 +114,16 @@ RANGO_INLINE Vec exp(Vec x) {
   p = fma(p, f, broadcast(4.16657959e-2f));
   p = fma(p, f, broadcast(1.66666654e-1f));
   p = fma(p, f, broadcast(5.00000012e-1f));
-  p = fma(p, f * f, f) + 1.0f;
+  return fma(p, f * f, f) + 1.0f;
+}
+
+// eˣ within 2 ulp. Below -87.3 it is the smallest normal number's neighbourhood rounded to 0, above
+// 88.7 infinity; NaN stays NaN.
+RANGO_INLINE Vec exp(Vec x) {
+  const Vec low = broadcast(-87.33654f), high = broadcast(88.72283f);
   Ints whole;
-  memcpy(&whole, &shifted, sizeof whole);
-  whole = whole - 0x4B400000;
+  const Vec p = exp_of_rest(max(min(x, high), low), &whole);
+  whole = whole - SHIFTED;
   // 2ⁿ in two factors, so that n = 128 does not overflow before the product does
   const Ints half = whole >> 1;
   const Ints first_bits = (half + 127) << 23, second_bits = (whole - half + 127) << 23;
