@@ -60,11 +60,11 @@ clean:
 
 # The constraint pins torch, so that pip looks for no newer one; a CPU build at hand is preferred.
 $(VENV)/.stamp-run: pyproject.toml constraints.txt $(KERNELS) | $(VENV)/.stamp-build
-	@$(PIP) --no-build-isolation -e .
+	@$(PIP) --no-build-isolation -e '.[data]'
 	touch $@
 
 $(VENV)/.stamp-test: pyproject.toml constraints.txt $(KERNELS) | $(VENV)/.stamp-build
-	@$(PIP) --no-build-isolation $(STRICT) -e '.[test,dev,bench]'
+	@$(PIP) --no-build-isolation $(STRICT) -e '.[data,test,dev,bench]'
 	touch $@ $(VENV)/.stamp-run
 
 $(VENV)/.stamp-build: constraints.txt | $(VENV)/.stamp-python

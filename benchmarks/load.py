@@ -2,8 +2,8 @@
 
     python benchmarks/load.py --shapes 0.5b
 
-Every load is a new process's first, from files in the page cache. Memory is given twice: the peak of
-anonymous memory above its value after the imports, the loaded base included, and the peak of all
+Every load is a new process's first, from files in the page cache. Memory is given twice: the peak
+of anonymous memory above its value after the imports, the loaded base included, and the peak of all
 resident memory, in which mapped files count while they are mapped.
 """
 

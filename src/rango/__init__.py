@@ -20,6 +20,7 @@ _HOMES = {
     "RunConfig": "rango.training.config",
     "TrainingConfig": "rango.training.config",
     "attach": "rango.adapters.attach",
+    "check": "rango.data.check",
     "compare": "rango.evaluation.compare",
     "evaluate": "rango.evaluation.evaluate",
     "exact_match": "rango.evaluation.exact",
@@ -30,6 +31,7 @@ _HOMES = {
     "load_adapter": "rango.adapters.files",
     "load_base": "rango.base.load",
     "load_base_for": "rango.adapters.matching",
+    "load_template": "rango.data.templates",
     "load_tokenizer": "rango.base.tokenizer",
     "merge_checkpoint": "rango.export.merged",
     "read_examples": "rango.data.read",
@@ -37,8 +39,10 @@ _HOMES = {
     "save_adapter": "rango.adapters.files",
     "save_base": "rango.base.save",
     "stream": "rango.generation.generate",
+    "stream_examples": "rango.data.read",
     "tokenize": "rango.data.tokenize",
     "train": "rango.training.train",
+    "use_template": "rango.data.templates",
     "verify": "rango.evaluation.proof",
 }
 

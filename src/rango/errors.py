@@ -5,7 +5,8 @@ Each error is also the standard exception a caller would expect to catch.
 
 Exit codes: 0 success, 1 unforeseen fault, 2 usage or configuration, 3 data, 4 base checkpoint or
 tokenizer, 5 adapter or targets, 6 output exists, 7 storage (disk full, not writable), 8 training
-stopped on a non-finite loss, 9 a check failed (proof or verification), 130 interrupted.
+stopped on a non-finite loss, 9 a check failed (proof or verification), 10 warnings in the data
+(`rango check --strict`), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from rango.base.load import load_base
 from rango.base.packing import packing_probe
 
 APART = ("llama", "qwen2", "gpt2", "phi", "gemma", "gemma2", "phi3", "mixtral")
-TOGETHER = ("falcon", "falcon_grouped", "falcon_rw", "bert")
+MASKED = ("falcon", "falcon_grouped")
+TOGETHER = ("falcon_rw", "bert")
 
 
 @pytest.mark.parametrize("name", APART)
@@ -17,6 +18,22 @@ def test_sequences_are_kept_apart(name):
     found = packing_probe(build(name))
     assert found.ok, found.reason
     assert found.error <= 1e-4
+    assert found.how is True
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sequences_are_kept_apart_by_a_mask(name, dtype):
+    found = packing_probe(build(name).to(dtype))
+    assert found.ok, found.reason
+    assert found.how == "masked"
+    assert "explicit mask" in found.reason
+
+
+def test_a_mask_of_boundaries_is_none_of_a_window():
+    model = build("falcon")
+    model.config.sliding_window = 4096
+    assert packing_probe(model).how is False
 
 
 @pytest.mark.parametrize("name", TOGETHER)
@@ -25,6 +42,7 @@ def test_sequences_see_each_other(name, dtype):
     found = packing_probe(build(name).to(dtype))
     assert not found.ok
     assert "does not keep packed sequences apart" in found.reason
+    assert found.how is False
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "phi", "gemma", "gemma2", "phi3"])
@@ -63,7 +81,7 @@ def test_the_members_are_longer_than_a_short_sliding_window():
 def test_a_quantized_base(saved):
     for dtype in (torch.float32, torch.bfloat16):
         assert packing_probe(load_base(saved("llama", dtype)[0], quantize="nf4").model).ok
-    assert not packing_probe(load_base(saved("falcon")[0], quantize="nf4").model).ok
+    assert packing_probe(load_base(saved("falcon")[0], quantize="nf4").model).how == "masked"
 
 
 def test_the_model_is_left_as_it_was():

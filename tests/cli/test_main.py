@@ -11,6 +11,7 @@ import pytest
 
 from rango import errors
 from rango.cli import main as cli
+from rango.cli.check import WARNED
 from rango.cli.main import COMMANDS, EXIT_CODES, main
 
 
@@ -140,5 +141,5 @@ def test_a_reader_that_goes_away_is_no_error(write: str) -> None:
 
 
 def test_codes_are_those_of_the_errors() -> None:
-    used = {kind.exit_code for kind in tree(errors.RangoError)} | {0, errors.INTERRUPTED}
+    used = {kind.exit_code for kind in tree(errors.RangoError)} | {0, WARNED, errors.INTERRUPTED}
     assert used == set(cli.EXIT_CODES)

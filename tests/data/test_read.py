@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rango.data.read import read_examples
+from rango.data import stream
+from rango.data.faults import FileFault
+from rango.data.read import read_examples, stream_examples
 from rango.data.samples import Message, Origin
 from rango.errors import DataError
 
@@ -18,16 +20,6 @@ PAIR = '{"prompt": "Hi", "completion": "Ho"}'
 ALPACA = '{"instruction": "Add", "input": "1 2", "output": "3"}'
 TEXT = '{"text": "Hi"}'
 PLAIN = {"chat": CHAT, "alpaca": ALPACA, "pair": PAIR, "text": TEXT}
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(content: str | bytes, name: str = "data.jsonl") -> Path:
-        path = tmp_path / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return write
 
 
 def fault(path: Path) -> str:
@@ -97,7 +89,7 @@ def test_unicode_line_separators_end_no_line(write):
         (b"\n  \n\xef\xbb\xbf", [":3: neither JSON"]),
         (b"\xef\xbb\xbf\n", ["no samples"]),
         (b"[]", ["no samples"]),
-        (b"prompt,completion\na,b\n", [":1: neither JSON", "'prompt,completion"]),
+        (b"question,answer\na,b\n", [":1: neither JSON", "'question,answer"]),
         (b"\xff\xfe{\x00", ["UTF-16", "UTF-8"]),
         (b"\x89PNG\r\n", [":1: neither JSON"]),
         (b'{"text": "\xf1"}', [":1: not UTF-8 (byte 0xf1 at column 11)"]),
@@ -118,7 +110,7 @@ def test_unicode_line_separators_end_no_line(write):
         (b'{"prompt": "a", "completion": ["b"]}', ["'completion' should be a string, not a list"]),
         (b'{"prompt": "a", "completoin": "b"}', ["did you mean 'completion'", "'completoin'"]),
         (b'{"mesages": []}', ["did you mean 'messages'", "'mesages'"]),
-        (b'{"a": 1}', ["expected an entry with the keys 'messages'; or 'instruction', 'output'"]),
+        (b'{"a": 1}', ["with the keys 'messages'; or 'conversations'; or 'instruction', 'output'"]),
         (b"{}", ["found none"]),
         (b"[[1]]", [":1: expected an object {…}, found a list"]),
         (b'{"text": "a"}\n"b"\n', [":2: expected an object {…}, found a string"]),
@@ -173,11 +165,18 @@ def test_faults_are_gathered_up_to_ten(write):
     assert message.count("\n") == 10
 
 
-def test_progress_of_a_long_file(write):
+def test_progress_of_long_files_is_in_bytes(write, monkeypatch):
+    monkeypatch.setattr(stream, "CHUNK", 4096)
     seen: list[tuple[str, float, float, str]] = []
-    path = write(f"{TEXT}\n" * 20_000)
-    read_examples(path, progress=lambda *report, **_: seen.append(report))
-    assert seen == [("read", 10_000, 20_001, "lines"), ("read", 20_000, 20_001, "lines")]
+    paths = [write(f"{TEXT}\n" * 15_000, name) for name in ("a.jsonl", "b.jsonl")]
+    read_examples(paths, progress=lambda *report, **_: seen.append(report))
+    total = sum(path.stat().st_size for path in paths)
+    done = [report[1] for report in seen]
+    assert {(task, of, unit) for task, _, of, unit in seen} == {("read", total, "B")}
+    assert done == sorted(done)
+    assert total * 0.3 < done[0] < total * 0.4
+    assert done[-1] == total
+    assert len(done) == 4
 
 
 WHOLE = ["\n".join([line] * 3).encode() for line in PLAIN.values()] + [
@@ -258,3 +257,166 @@ VALUES = st.recursive(
 def test_any_json_is_read_or_refused(write, values):
     reads_or_names_the_file(write("\n".join(json.dumps(value) for value in values)))
     reads_or_names_the_file(write(json.dumps(values)))
+
+
+def texts(examples) -> list[str]:
+    return [example.messages[-1].content for example in examples]
+
+
+def test_examples_come_while_the_file_is_read(write):
+    reading = stream_examples(write(f'{TEXT}\n{{"text": 1}}\n{TEXT}\n'))
+    assert texts([next(reading), next(reading)]) == ["Hi", "Hi"]
+    with pytest.raises(DataError, match=r":2: 'text' should be a string"):
+        next(reading)
+    assert list(reading) == []
+
+
+def test_the_tenth_fault_ends_the_reading(write):
+    reading = stream_examples(write(f"{TEXT}\n" + '{"text": 1}\n' * 12 + TEXT))
+    assert texts([next(reading)]) == ["Hi"]
+    with pytest.raises(DataError, match="the first 10 faults"):
+        next(reading)
+
+
+def test_bad_entries_are_skipped_and_each_one_is_told(write):
+    lines = [TEXT, '{"text": 1}', '{"text": "b"}', "{", '{"text": "\xff"}', '{"text": "\0"}', "3"]
+    seen: list[DataError] = []
+    path = write("\n".join(lines).encode("latin-1"))
+    assert texts(read_examples(path, skip=seen.append)) == ["Hi", "b"]
+    assert [str(error).split(": ")[0] for error in seen] == [f"{path}:{i}" for i in (2, 4, 5, 6, 7)]
+    assert all(error.__traceback__ is None and error.__context__ is None for error in seen)
+
+
+def test_more_than_ten_may_be_skipped_but_not_all(write):
+    seen: list[DataError] = []
+    path = write('{"text": 1}\n' * 30 + TEXT)
+    assert len(read_examples(path, skip=seen.append)) == 1
+    assert len(seen) == 30
+    with pytest.raises(DataError, match="no samples are left: each of 3 entries was skipped"):
+        read_examples(write('{"text": 1}\n' * 3), skip=seen.append)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no samples"),
+        (b"\xff\xfe{", "UTF-16"),
+        (b'[{"text": "a"}, {"text": "b"', "cut short"),
+        (b'[{"text": "a"} {"text": "b"}]', "expected ','"),
+        (b'[{"text": "a}, {"text": "b"}]', "malformed"),
+        (b'{\n"text": "a"\n}\n{\n"text": b\n}\n{\n"text": "c"}', ":5: malformed"),
+    ],
+)
+def test_what_ends_a_file_is_never_skipped(write, content, words):
+    """What comes after such a fault can't be told apart, so it would be lost uncounted."""
+    with pytest.raises(FileFault, match=words):
+        read_examples(write(content), skip=lambda error: None)
+
+
+@pytest.mark.parametrize(
+    ("element", "words"),
+    [
+        ('{"text": NaN}', "NaN is not JSON"),
+        ('{"text": x}', "malformed JSON at column 12"),
+        ('{"text": ["}", "\\"]}"], "a" "b"}', "malformed"),
+        ("", "malformed"),
+        ('{"text": "\xff"}', "not UTF-8 (byte 0xff at column 13)"),
+        ("[" * 10_000 + "]" * 10_000, "nested too deeply"),
+        ('{"text": 1}', "should be a string"),
+    ],
+)
+def test_broken_elements_of_a_list_are_skipped_alone(write, element, words):
+    content = f'[{{"text": "a"}},\n  {element},\n{{"text": "c"}}]'.encode("latin-1")
+    seen: list[DataError] = []
+    path = write(content)
+    assert texts(read_examples(path, skip=seen.append)) == ["a", "c"]
+    assert str(seen[0]).startswith(f"{path}:2: ")
+    assert words in str(seen[0])
+    assert len(seen) == 1
+    assert words in fault(path)
+
+
+def test_objects_that_span_lines_may_follow_each_other(write):
+    pretty = json.dumps({"prompt": "a", "completion": "b"}, indent=1)
+    found = read_examples(write(f"{pretty}\n{pretty}\n\n{pretty}"))
+    assert [example.origin.line for example in found] == [1, 5, 10]
+
+
+def test_a_first_line_that_is_broken_is_still_a_line(write):
+    seen: list[DataError] = []
+    for first in ('{"text": ', '{"text": "a', '{"text": "a"},', '{"text": NaN}', "{"):
+        seen.clear()
+        path = write(f"{first}\n{TEXT}\n{TEXT}\n")
+        assert len(read_examples(path, skip=seen.append)) == 2, first
+        assert [str(error).split(": ")[0] for error in seen] == [f"{path}:1"]
+
+
+def test_ten_thousand_levels_are_refused_by_line(write):
+    deep = "[" * 10_000 + "]" * 10_000
+    seen: list[DataError] = []
+    path = write(f'{TEXT}\n{{"text": "a", "more": {deep}}}\n{TEXT}\n')
+    assert len(read_examples(path, skip=seen.append)) == 2
+    assert "nested too deeply" in str(seen[0])
+    assert str(seen[0]).startswith(f"{path}:2: ")
+
+
+def test_every_file_of_several_is_named(write):
+    good, bad = write(TEXT, "a.jsonl"), write("[", "b.json")
+    empty, other = write("", "c.jsonl"), write('{"text": 1}', "d.jsonl")
+    with pytest.raises(DataError, match="3 faults") as caught:
+        read_examples([good, bad, empty, other])
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.strip().split(":")[0] for line in lines] == [str(bad), str(empty), str(other)]
+
+
+def test_files_put_together_keep_their_marks(write):
+    mark = "\ufeff"
+    assert len(read_examples(write(f"{mark}{TEXT}\n{mark}{TEXT}\r\n"))) == 2
+
+
+def test_many_blank_lines_come_first(write):
+    found = read_examples(write("\n" * 200_000 + TEXT))
+    assert found[0].origin.line == 200_001
+    (found,) = read_examples(write(" \n" * 200_000 + f"[\n{TEXT}]"))
+    assert found.origin.line == 200_002
+
+
+ENTRIES = st.lists(
+    st.fixed_dictionaries(
+        {"prompt": st.text(max_size=8), "completion": st.text(max_size=8).map(lambda t: f"{t}.")}
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@RELAXED
+@given(ENTRIES, st.sampled_from([None, 0, 1, "\t"]), st.booleans(), st.sampled_from([3, 64, 4096]))
+def test_lists_and_lines_give_back_what_was_written(write, entries, indent, plain, chunk):
+    listed = json.dumps(entries, indent=indent, ensure_ascii=plain)
+    lines = "\n".join(json.dumps(entry, ensure_ascii=plain) for entry in entries)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rango.data.json_list.CHUNK", chunk)
+        patch.setattr(stream, "CHUNK", chunk)
+        for content in (listed, lines, listed.replace("\n", "\r\n"), "\n".join([listed, " "])):
+            found = read_examples(write(content))
+            assert [example.messages[0].content for example in found] == [
+                entry["prompt"] for entry in entries
+            ]
+            assert texts(found) == [entry["completion"] for entry in entries]
+
+
+@pytest.mark.parametrize("content", WHOLE)
+def test_a_file_cut_anywhere_gives_a_beginning_and_a_fault(write, content):
+    whole = read_examples(write(content))
+    for length in range(len(content)):
+        found, message = [], ""
+        path = write(content[:length])
+        try:
+            for each in stream_examples(path):
+                found.append(each)
+        except DataError as error:
+            message = str(error)
+        whole_lines = content[:1] == b"{" and b"\n" in content[length - 1 : length + 1]
+        assert str(path) in message or (whole_lines and found)
+        assert found == whole[: len(found)]

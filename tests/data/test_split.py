@@ -90,3 +90,32 @@ def test_both_sides_have_some_and_none_straddles(prompts, share, kind):
     if len(keys[0] | keys[1]) > 1:
         assert train
         assert valid
+
+
+def of_group(question: str, group: str | None) -> Example:
+    return Example("chat", (Message("user", question),), Origin("a", 1), group=group)
+
+
+def test_a_group_stands_on_one_side():
+    many = [of_group(f"q{i}", f"customer {i % 40}") for i in range(800)]
+    train, valid = hold_out(many, 0.2)
+    sides = [{example.group for example in side} for side in (train, valid)]
+    assert sides[0].isdisjoint(sides[1])
+    assert len(sides[0]) + len(sides[1]) == 40
+    assert 2 <= len(sides[1]) <= 16
+
+
+def test_a_group_is_chosen_by_its_name_alone():
+    one = [of_group(f"q{i}", f"g{i % 30}") for i in range(60)]
+    other = [of_group(f"other {i}", f"g{i % 30}") for i in range(300)]
+    chosen = [{example.group for example in hold_out(each, 0.3)[1]} for each in (one, other)]
+    assert chosen[0] == chosen[1] == {f"g{i}" for i in (1, 5, 10, 12, 13, 15, 19, 27, 28, 29)}
+
+
+def test_examples_without_a_group_go_by_their_prompt():
+    plain = [of_group(f"q{i}", None) for i in range(100)]
+    held = {example.messages for example in hold_out(plain, 0.2)[1]}
+    mixed = [*plain, *(of_group(f"q{i}", "g") for i in range(100))]
+    valid = hold_out(mixed, 0.2)[1]
+    assert {example.messages for example in valid if example.group is None} == held
+    assert len({example.group for example in valid if example.group}) <= 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import unicodedata
+import weakref
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -10,8 +13,11 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from rango.data import token_workers
+from rango.data import tokenize as module
 from rango.data.render import Renderer
 from rango.data.samples import Example, Message, Origin, Sample
+from rango.data.store import SampleStore
 from rango.data.tokenize import Tokenized, digest, end_of_turn_ids, render_prompt, tokenize
 from rango.errors import ConfigError, DataError, TokenizerError
 
@@ -418,3 +424,171 @@ def test_a_template_that_has_no_generation_prompt(make_tokenizer):
     tokenizer = make_tokenizer("qwen-2.5", template=template)
     (sample,) = tokenize([chat("Hello", "Paris")], tokenizer).samples
     assert runs(tokenizer, sample, sample.supervised) == ["Paris<|im_end|>"]
+
+
+def test_only_the_last_answer_is_learnt(make_tokenizer):
+    tokenizer = make_tokenizer("llama-3")
+    conversation = chat("Hello", "Paris", "What is", "Madrid")
+    (sample,) = tokenize([conversation], tokenizer, loss_on="last").samples
+    (every,) = tokenize([conversation], tokenizer).samples
+    assert runs(tokenizer, sample, sample.supervised) == ["Madrid<|eot_id|>"]
+    assert runs(tokenizer, sample, sample.content) == ["Madrid"]
+    assert sample.input_ids == every.input_ids
+    (pair_sample,) = tokenize([pair("a", " b")], tokenizer, loss_on="last").samples
+    assert pair_sample == tokenize([pair("a", " b")], tokenizer).samples[0]
+
+
+def test_a_text_with_a_label_is_not_lost_in_silence(make_tokenizer):
+    labelled = Example("labelled", (Message("user", "Hello"),), Origin("data.jsonl", 3))
+    with pytest.raises(DataError, match=r"data\.jsonl:3: .*label"):
+        tokenize([chat("Hello", "Paris"), labelled], make_tokenizer())
+
+
+def mixed(count: int) -> list[Example]:
+    """Chats, pairs and texts by turns."""
+    kinds = (
+        lambda line: chat("Hello", f"Paris {line}", line=line),
+        lambda line: pair("a", f" {line}", line=line),
+        lambda line: text(f"Hello {line}", line=line),
+    )
+    return [kinds[line % 3](line) for line in range(1, count + 1)]
+
+
+def test_an_iterator_is_as_good_as_a_list(make_tokenizer):
+    tokenizer, examples = make_tokenizer(), mixed(700)
+    told: list[tuple[float, float]] = []
+    found = tokenize(iter(examples), tokenizer, progress=lambda *a, **k: told.append(a[1:3]))
+    assert found == tokenize(examples, tokenizer)
+    assert isinstance(found.samples, SampleStore)
+    assert told == [(512, 512), (700, 700)]
+    told.clear()
+    tokenize(iter(examples), tokenizer, total=900, progress=lambda *a, **k: told.append(a[1:3]))
+    assert told == [(512, 900), (700, 900)]
+    with pytest.raises(DataError, match="no samples"):
+        tokenize(iter([]), tokenizer)
+
+
+class Counted(Example):
+    """One that can be watched."""
+
+
+@pytest.mark.parametrize(("characters", "most"), [(2**22, 512), (2000, 11)])
+def test_few_examples_are_held_at_once(make_tokenizer, monkeypatch, characters, most):
+    monkeypatch.setattr(module, "_CHUNK_CHARACTERS", characters)
+    alive: weakref.WeakSet[Counted] = weakref.WeakSet()
+    seen = 0
+
+    def stream():
+        nonlocal seen
+        for line in range(1, 2001):
+            messages = chat("Hello " * 30, "Paris").messages
+            example = Counted("chat", messages, Origin("data.jsonl", line))
+            alive.add(example)
+            yield example
+            del example
+            seen = max(seen, len(alive))
+
+    assert len(tokenize(stream(), make_tokenizer()).samples) == 2000
+    assert seen <= 2 * most + 1
+
+
+class Watched(token_workers.WorkerPool):
+    """Notes how many chunks workers have encoded."""
+
+    encoded_by_workers: list[int]
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.encoded_by_workers.append(self.encoded)
+
+
+class Shot(Watched):
+    """One of its workers ends early."""
+
+    def encode(self, chunks):
+        for number, encoded in enumerate(super().encode(chunks)):
+            if number == 1:
+                self._workers[0].kill()
+            yield encoded
+
+
+@pytest.fixture
+def workers_encoded(monkeypatch) -> list[int]:
+    monkeypatch.setattr(Watched, "encoded_by_workers", [], raising=False)
+    monkeypatch.setattr(token_workers, "WorkerPool", Watched)
+    monkeypatch.setattr(module, "_CHUNK", 40)
+    return Watched.encoded_by_workers
+
+
+def test_the_number_of_workers_changes_nothing(make_tokenizer, workers_encoded):
+    tokenizer = make_tokenizer("mistral")
+    odd = [chat("You are", "Paris", roles=("system", "user"), line=i) for i in range(1000, 1020)]
+    examples = [*mixed(240), chat("x", "Paris " * 90, line=777), *odd, *mixed(5)]
+    made = []
+    for workers in (1, 2):
+        told: list[DataError] = []
+        found = tokenize(
+            examples,
+            tokenizer,
+            max_length=60,
+            too_long="skip",
+            workers=workers,
+            skip=told.append,
+        )
+        made.append((found, [str(error) for error in told]))
+    assert made[0] == made[1]
+    found, faults = made[0]
+    assert [origin.line for origin, _ in found.skipped] == [777]
+    assert [fault.split(":")[1] for fault in faults] == [str(i) for i in range(1000, 1020)]
+    assert workers_encoded == [7]
+
+
+def test_a_worker_that_ends_is_done_without(make_tokenizer, workers_encoded, monkeypatch):
+    monkeypatch.setattr(token_workers, "WorkerPool", Shot)
+    tokenizer, examples = make_tokenizer(), mixed(1200)
+    assert tokenize(examples, tokenizer, workers=2) == tokenize(examples, tokenizer, workers=1)
+    assert 0 < workers_encoded[0] < 30
+
+
+class Stranger:
+    """A worker that has read another tokenizer."""
+
+    def __init__(self) -> None:
+        self.input, self.output = io.BytesIO(), io.BytesIO()
+        token_workers._send(self.output, b'"sha256:another"')
+        self.output.seek(0)
+
+    def kill(self) -> None:
+        """There is no process."""
+
+    close = kill
+
+
+@pytest.mark.parametrize("fault", ["another tokenizer", "no start", "no process"])
+def test_workers_that_cannot_be_used(make_tokenizer, workers_encoded, monkeypatch, caplog, fault):
+    if fault == "another tokenizer":
+        monkeypatch.setattr(token_workers, "_Worker", Stranger)
+    elif fault == "no start":
+        monkeypatch.setattr(token_workers, "_MODULE", "rango.nothing")
+    else:
+        monkeypatch.setattr(token_workers.sys, "executable", "/nowhere/python")
+    tokenizer, examples = make_tokenizer(), mixed(90)
+    with caplog.at_level(logging.INFO, "rango"):
+        assert tokenize(examples, tokenizer, workers=2) == tokenize(examples, tokenizer)
+    assert workers_encoded == [0]
+    assert "0 of 2 tokenizing processes could be used" in caplog.text
+
+
+def test_workers_start_where_there_is_much_to_do(make_tokenizer, workers_encoded, monkeypatch):
+    monkeypatch.setattr(token_workers, "_ALONE", 100)
+    monkeypatch.setattr(token_workers.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(Watched, "ready", True)  # do not go on alone until they have started
+    tokenizer = make_tokenizer()
+    tokenize(mixed(199), tokenizer)
+    assert workers_encoded == []
+    many = mixed(400)
+    found = tokenize(iter(many), tokenizer)
+    assert workers_encoded == [7]
+    monkeypatch.setattr(token_workers.os, "sched_getaffinity", lambda _: {0})
+    assert tokenize(many, tokenizer) == found
+    assert workers_encoded == [7]

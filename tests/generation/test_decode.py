@@ -53,19 +53,21 @@ def test_a_frozen_model_without_adapters_decodes_in_fused_layers(name: str) -> N
     model = models.build(name, seed=3).requires_grad_(False).eval()
     prompts = [ids.tolist() for ids in models.inputs(2, 9)]
     plain = [transformers_own(model, prompt) for prompt in prompts]
-    before = [type(module) for module in model.modules()], model.config._attn_implementation
+    before = [type(module) for module in model.modules()]
+    attention = model.config._attn_implementation
     passes = decode(model, prompts, limits=[NEW] * 2, ends=(), choose=greedy)
     first = next(passes)
     if name in ("llama", "qwen2") and dispatch.native() is not None:
         assert any(isinstance(module, FusedLayer) for module in model.modules())
     rest = list(passes)
     assert [list(tokens) for tokens in zip(first, *rest, strict=True)] == plain
-    assert before == ([type(module) for module in model.modules()], model.config._attn_implementation)
+    assert before == [type(module) for module in model.modules()]
+    assert attention == model.config._attn_implementation
 
     unfinished = decode(model, prompts, limits=[NEW] * 2, ends=(), choose=greedy)
     next(unfinished)
     unfinished.close()
-    assert before[0] == [type(module) for module in model.modules()]
+    assert before == [type(module) for module in model.modules()]
 
 
 @pytest.mark.parametrize("name", [*models.CAUSAL, "falcon_grouped", "gemma2", "phi3", "mixtral"])

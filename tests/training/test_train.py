@@ -90,6 +90,7 @@ def test_a_run_leaves_everything_in_its_folder(config: RunConfig) -> None:
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "chat_template.jinja",
         "rango.json",
     ]
     assert result.saved == str(folder / "adapter")

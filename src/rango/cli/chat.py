@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import rango
-from rango.cli.models import load
+from rango.cli.models import load, tokenizer_of
 from rango.cli.options import AnswerOptions, ModelOptions
 from rango.cli.parsing import collect, new_parser, parse, say
 from rango.cli.progress import ProgressBars
@@ -54,8 +54,11 @@ def main(words: Sequence[str]) -> None:
     if parsed.compare and not options.adapter:
         raise ConfigError("--compare lets the base answer beside an adapter: give --adapter")
     with ProgressBars() as progress:
-        base = load(collect(ModelOptions, parsed), options.adapter, progress)
-        tokenizer = rango.load_tokenizer(base.path)
+        model = collect(ModelOptions, parsed)
+        base = load(model, options.adapter, progress)
+        tokenizers = {"base": tokenizer_of(model, base, None)}
+        if options.adapter:
+            tokenizers["adapted"] = tokenizer_of(model, base, options.adapter)
         adapted = rango.load_adapter(base, options.adapter) if options.adapter else None
     speakers = {"adapted" if adapted else "base": contextlib.nullcontext}
     if adapted and parsed.compare:
@@ -65,27 +68,28 @@ def main(words: Sequence[str]) -> None:
     answers = asdict(collect(AnswerOptions, parsed))
     # what would fail at every message (no chat template, an encoder, a bad option) fails now
     first = answers | {"max_new_tokens": min(1, answers["max_new_tokens"])}
-    rango.generate(base.model, tokenizer, [[Message("user", "?")]], **first)
+    for name in speakers:
+        rango.generate(base.model, tokenizers[name], [[Message("user", "?")]], **first)
     say("/reset forgets the conversation, /quit ends")
-    Conversation(base.model, tokenizer, speakers, options.system, answers).talk()
+    Conversation(base.model, tokenizers, speakers, options.system, answers).talk()
 
 
 class Conversation:
     """Reads messages and lets every speaker answer, until the end of the input.
 
-    speakers: for each name a context in which the model speaks as that one. answers: options of
-    `rango.stream`.
+    speakers: for each name a context in which the model speaks as that one. tokenizers: by the same
+    names. answers: options of `rango.stream`.
     """
 
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
+        tokenizers: dict[str, Any],
         speakers: dict[str, Any],
         system: str | None,
         answers: dict[str, Any],
     ) -> None:
-        self.model, self.tokenizer, self.speakers = model, tokenizer, speakers
+        self.model, self.tokenizers, self.speakers = model, tokenizers, speakers
         self.system, self.answers = system, answers
         self.reset()
 
@@ -121,7 +125,8 @@ class Conversation:
         pieces: list[str] = []
         try:
             with self.speakers[name]():
-                for piece in rango.stream(self.model, self.tokenizer, history, **self.answers):
+                tokenizer = self.tokenizers[name]
+                for piece in rango.stream(self.model, tokenizer, history, **self.answers):
                     pieces.append(piece)
                     sys.stdout.write(printable(piece))
                     sys.stdout.flush()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 import rango
-from rango.cli.models import load
+from rango.cli.models import load, tokenizer_of
 from rango.cli.options import ModelOptions
 from rango.cli.output import as_facts, print_json, show
 from rango.cli.parsing import add_json_flag, collect, new_parser, parse
@@ -36,12 +36,14 @@ class EvalOptions:
     """Folder of an adapter to measure beside the base."""
     general: str | None = None
     """File of general text on which forgetting is measured."""
+    columns: str | None = None
+    """Names that the data uses for ours, such as prompt=question,completion=answer."""
     max_length: int = 1024
     """Longest sample in tokens."""
     too_long: Literal["error", "skip", "truncate"] = "error"
     """What to do with a longer sample."""
-    loss_on: Literal["completion", "all"] = "completion"
-    """Which tokens count: the assistant's, or every one."""
+    loss_on: Literal["completion", "last", "all"] = "completion"
+    """Which tokens count: the assistant's, those of its last answer, or every one."""
     micro_tokens: int = 2048
     """Most tokens computed at once."""
 
@@ -81,10 +83,13 @@ def main(words: Sequence[str]) -> None:
 def _measure(
     model: ModelOptions, options: EvalOptions, exact: bool, progress: ProgressBars
 ) -> dict[str, Any]:
-    examples = rango.read_examples(options.data, progress=progress)
+    from rango.data.columns import parse_columns
+
+    columns = parse_columns(options.columns) if options.columns else None
+    examples = rango.read_examples(options.data, columns=columns, progress=progress)
     general = rango.read_examples(options.general) if options.general else None
     base = load(model, options.adapter, progress)
-    tokenizer = rango.load_tokenizer(base.path)
+    tokenizer = tokenizer_of(model, base, options.adapter)
     fitted = {"max_length": options.max_length, "progress": progress}
     samples = rango.tokenize(
         examples, tokenizer, too_long=options.too_long, loss_on=options.loss_on, **fitted

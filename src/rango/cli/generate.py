@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import rango
-from rango.cli.models import load
+from rango.cli.models import load, tokenizer_of
 from rango.cli.options import AnswerOptions, ModelOptions
 from rango.cli.output import print_json, show
 from rango.cli.parsing import add_json_flag, collect, new_parser, parse
@@ -99,8 +99,8 @@ def _prompts(options: GenerateOptions, raw: bool) -> list[Any]:
 
 
 def prompt_of(example: Example, raw: bool) -> str | list[Message]:
-    """What stands before the last answer; a plain text is itself the prompt."""
-    if example.kind == "text":
+    """What stands before the last answer; a text, labelled or not, is itself the prompt."""
+    if example.kind in ("text", "labelled"):
         text = example.messages[0].content
         return text if raw else [Message("user", text)]
     before = list(example.messages[:-1])
@@ -111,13 +111,13 @@ def _answers(
     base: Any, parsed: Any, prompts: list[Any], options: GenerateOptions, progress: ProgressBars
 ) -> dict[str, list[Any]]:
     """By who answers: base, and each adapter's folder."""
-    tokenizer = rango.load_tokenizer(base.path)
+    model = collect(ModelOptions, parsed)
 
-    def complete() -> list[Any]:
+    def complete(adapter: str | None) -> list[Any]:
         return list(
             rango.generate(
                 base.model,
-                tokenizer,
+                tokenizer_of(model, base, adapter),
                 prompts,
                 batch_size=options.batch_size,
                 **asdict(collect(AnswerOptions, parsed)),
@@ -125,10 +125,10 @@ def _answers(
             )
         )
 
-    answers = {"base": complete()} if parsed.compare or not parsed.adapter else {}
+    answers = {"base": complete(None)} if parsed.compare or not parsed.adapter else {}
     for folder in parsed.adapter:
         adapted = rango.load_adapter(base, folder)
-        answers[folder] = complete()
+        answers[folder] = complete(folder)
         adapted.detach()
     return answers
 

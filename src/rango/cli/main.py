@@ -13,6 +13,7 @@ from rango.errors import INTERRUPTED, RangoError, nearest
 
 COMMANDS = {
     "demo": "train LoRA, QLoRA and full fine-tuning on an embedded model, and compare them",
+    "check": "find what is wrong with data before a model learns it",
     "train": "fine-tune a model on a data file, and prove the result",
     "eval": "measure a model, with and without an adapter, on a data file",
     "chat": "talk with a model and its adapter",
@@ -34,6 +35,7 @@ EXIT_CODES = {
     7: "storage: disk full or not writable",
     8: "training stopped on a loss that is not finite",
     9: "a check failed",
+    10: "the data has warnings (rango check --strict)",
     INTERRUPTED: "interrupted",
 }
 

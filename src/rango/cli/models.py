@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rango
 from rango.cli.options import ModelOptions
+from rango.cli.parsing import say
 from rango.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,3 +40,14 @@ def load(options: ModelOptions, adapter: str | None, progress: Progress) -> Base
         cache_gb=options.cache_gb,
         progress=progress,
     )
+
+
+def tokenizer_of(options: ModelOptions, base: Base, adapter: str | None) -> Any:
+    """The base's tokenizer with the chat template that --chat_template names, or with the one and
+    the special tokens that the adapter was trained with; says in what those differ."""
+    tokenizer = rango.use_template(rango.load_tokenizer(base.path), options.chat_template)
+    if adapter is None:
+        return tokenizer
+    tokenizer, differences = rango.load_template(tokenizer, adapter)
+    say(*(f"rango: {difference}" for difference in differences))
+    return tokenizer

@@ -19,6 +19,9 @@ class ModelOptions:
     """Folder of a Hugging Face checkpoint, or its name on the hub."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    chat_template: str | None = None
+    """For a base that has none: a built-in chat template (alpaca, chatml, gemma, llama3, mistral,
+    phi, plain) or the path to a .jinja file. An adapter brings its own, which goes first."""
     dtype: BaseDtype | None = None
     """Type that weight matrices are kept in; by default that of the adapter's training, else as
     stored."""

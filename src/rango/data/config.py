@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Training data: chat messages, prompt/completion, Alpaca or plain text, as JSON or JSONL."""
+    """Training data: chat messages, ShareGPT, Alpaca, prompt/completion or plain text, as JSON,
+    JSONL, CSV, Parquet or Arrow."""
 
     train: str
-    """File to train on."""
+    """Data to train on: a file, a folder, a glob, - for standard input, or a data set of the Hub
+    (owner/name, owner/name:split)."""
     valid: str | None = None
-    """Held-out file; without one, valid_share of the training file is held out."""
+    """Held-out data; without it, valid_share of the training data is held out."""
     valid_share: float = 0.05
-    """Share of the training file held out, chosen by a hash of the prompt; 0 for none."""
+    """Share of the training data held out, chosen by a hash of the prompt (with group_column, of
+    the group); 0 for none."""
     general: str | None = None
     """General text on which forgetting is measured against the base; without it, the prompts
     of the held-out samples serve."""
@@ -23,8 +26,20 @@ class DataConfig:
     """Longest sample in tokens."""
     too_long: Literal["error", "skip", "truncate"] = "error"
     """What to do with a longer sample."""
-    loss_on: Literal["completion", "all"] = "completion"
-    """Which tokens are learnt: the assistant's (its end of turn included), or every one."""
+    loss_on: Literal["completion", "last", "all"] = "completion"
+    """Which tokens are learnt: the assistant's (its ends of turn included), only those of its last
+    answer, or every one."""
+    chat_template: str | None = None
+    """A built-in chat template (alpaca, chatml, gemma, llama3, mistral, phi, plain) or the path to
+    a .jinja file; by default the tokenizer's own."""
     packing: Literal["auto", "off"] = "auto"
     """Put several samples in one row without padding, where the model is shown to keep them
     apart; off pads instead."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Where the data has other names: Rango's name, then the data's, such as
+    {prompt: question, completion: answer}; a name with dots reaches into nested objects."""
+    group_column: str | None = None
+    """Column that says what belongs together (a customer, a document): a group is held out whole
+    or not at all."""
+    skip_bad: bool = False
+    """Leave out entries that cannot be used, counted and logged, instead of stopping at them."""

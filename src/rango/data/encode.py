@@ -1,7 +1,9 @@
 """How each kind of example becomes token ids and masks, and the check of the result.
 
-For each sample it is verified that the supervised tokens, decoded, give the answer back and that
-the end-of-turn token is among them.
+For each sample it is verified that the supervised tokens, decoded, give the answer back, that they
+hold nothing else but white space, and that the end-of-turn token is among them. A message that
+holds the text of a token with which the chat template ends or begins turns is refused: the
+tokenizer would read it as that token.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rango.data.faults import Faults
@@ -16,15 +19,22 @@ from rango.data.render import Rendered, Renderer, Turn
 from rango.data.samples import Example, Origin, Sample
 from rango.errors import DataError, TokenizerError
 
+_LEARNT = ("chat", "completion", "text")
+_NOT_LEARNT = (
+    "text with a label is for classifiers; a model that writes learns from messages, from a prompt "
+    "and its completion, or from text alone"
+)
+
 
 class Encoder:
     """A tokenizer, and what examples need to know of it.
 
+    last_only: of a conversation only the last answer is learnt, not every one.
     Raises TokenizerError where it has no offsets or no end token, and, when chat examples are
     encoded, where it has no chat template.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, last_only: bool = False) -> None:
         if not tokenizer.is_fast:
             raise TokenizerError(
                 "the tokenizer gives no character offsets; use one with a tokenizer.json"
@@ -32,11 +42,20 @@ class Encoder:
         if tokenizer.eos_token_id is None:
             raise TokenizerError("the tokenizer has no end token; set eos_token in its files")
         self._tokenizer = tokenizer
+        self._last_only = last_only
         self._end = int(tokenizer.eos_token_id)
         # some vocabularies hold runs of white space as added tokens, which mark nothing
         added = tokenizer.added_tokens_decoder.items()
         worded = {token for token, entry in added if entry.content.strip(" \t\r\n▁")}
-        self._markers = worded | set(tokenizer.all_special_ids)
+        # one token may be both the unknown one, which stands for text, and the end
+        mapped = tokenizer.special_tokens_map
+        named = {text for name, text in mapped.items() if name != "unk_token"}
+        named |= set(tokenizer.extra_special_tokens)
+        self._named = set(tokenizer.convert_tokens_to_ids(sorted(named))) - {None}
+        unknown = {tokenizer.unk_token_id} - self._named
+        special = {token for token, entry in added if entry.special} | self._named
+        self._special = {token: entry.content for token, entry in added if token in special}
+        self._markers = self._named | worded - unknown
         self._opening = opening(tokenizer)
         self._renderer: Renderer | None = None
 
@@ -47,6 +66,9 @@ class Encoder:
 
     def encode(self, examples: Sequence[Example], faults: Faults) -> list[Sample | None]:
         """A sample for each example, None for one whose fault was noted."""
+        for example in examples:
+            if example.kind not in _LEARNT:
+                faults.add(DataError(f"{example.origin}: {_NOT_LEARNT}"))
         samples: list[Sample | None] = [None] * len(examples)
         ways = {"chat": self._chats, "completion": self._pairs, "text": self._texts}
         for kind, encode in ways.items():
@@ -74,55 +96,106 @@ class Encoder:
             if entry:
                 ids, offsets = next(encoded)
                 try:
-                    sample = self._supervise(example, entry.text, entry.turns, ids, offsets)
+                    sample = self._supervise(_Chat(entry, ids, offsets), example.origin)
                 except DataError as error:
                     faults.add(DataError(f"{example.origin}: {error}"))
             samples.append(sample)
         return samples
 
-    def _supervise(
-        self,
-        example: Example,
-        text: str,
-        turns: Sequence[Turn],
-        ids: list[int],
-        offsets: list[tuple[int, int]],
-    ) -> Sample:
+    def _supervise(self, chat: _Chat, origin: Origin) -> Sample:
         """Masks from characters: a token belongs to a span if it has a character in it.
 
         White space around an answer is learnt where the model is to write it, but isn't content.
         """
-        supervised, content = [False] * len(ids), [False] * len(ids)
-        starts = [start for start, _ in offsets]
-        ends = [end for _, end in offsets]
+        self._refuse_markers(chat)
+        turns = chat.rendered.turns
+        if not turns:
+            raise DataError("no message is the assistant's, so there is nothing to learn")
+        supervised, content = [False] * len(chat.ids), [False] * len(chat.ids)
         for turn in turns:
-            answer = text[turn.begin : turn.end]
-            begin = bisect_right(ends, turn.end - len(answer.lstrip()))
-            after = max(begin, bisect_right(starts, turn.begin + len(answer.rstrip()) - 1))
-            self._verify(example.messages[turn.message].content, ids[begin:after])
-            first = min(begin, bisect_right(ends, turn.start))
-            while first < begin and ids[first] in self._markers and starts[first] < turn.start:
-                first += 1  # a marker that swallows the white space after it
-            last = self._end_of_turn(text, ids, offsets, after)
-            last = max(last + 1, bisect_right(starts, turn.marked - 1))
-            supervised[first:last] = [True] * (last - first)
-            content[begin:after] = [True] * (after - begin)
+            answer = self._answer(chat, turn)
+            learnt = self._learnt(chat, turn, answer)
+            if turn is turns[-1] or not self._last_only:
+                supervised[learnt] = [True] * (learnt.stop - learnt.start)
+                content[answer] = [True] * (answer.stop - answer.start)
         supervised[0] = content[0] = False
-        return Sample(tuple(ids), tuple(supervised), tuple(content), example.origin)
+        return Sample(tuple(chat.ids), tuple(supervised), tuple(content), origin)
 
-    def _end_of_turn(
-        self, text: str, ids: list[int], offsets: list[tuple[int, int]], after: int
-    ) -> int:
+    def _answer(self, chat: _Chat, turn: Turn) -> slice:
+        """The tokens of an answer, white space around it apart; verified to be its text."""
+        text = chat.rendered.text
+        answer = text[turn.begin : turn.end]
+        begin = turn.end - len(answer.lstrip())
+        end = turn.begin + len(answer.rstrip())
+        first = chat.ending_after(begin)
+        after = max(first, chat.beginning_after(end - 1))
+        if first < after:
+            around = text[chat.offsets[first][0] : begin], text[end : chat.offsets[after - 1][1]]
+            for part in around:
+                if part.strip():
+                    raise DataError(
+                        f"the tokenizer joins {part!r}, the chat template's, with the answer "
+                        f"{answer[:60]!r} in one token, which a prompt alone would not have; the "
+                        "template should set answers apart by white space or special tokens"
+                    )
+        self._verify(answer, chat.ids[first:after])
+        return slice(first, after)
+
+    def _learnt(self, chat: _Chat, turn: Turn, answer: slice) -> slice:
+        """The tokens that the model is to write: the answer, what leads it, its end of turn."""
+        first = min(answer.start, chat.ending_after(turn.start))
+        while (
+            first < answer.start
+            and chat.ids[first] in self._markers
+            and chat.offsets[first][0] < turn.start
+        ):
+            first += 1  # a marker that swallows the white space after it
+        last = self._end_of_turn(chat, turn, answer.stop)
+        return slice(first, max(last + 1, chat.beginning_after(turn.marked - 1)))
+
+    def _end_of_turn(self, chat: _Chat, turn: Turn, after: int) -> int:
         """Index of the special token that follows an answer, white space apart."""
-        for index in range(after, len(ids)):
-            if ids[index] in self._markers:
+        text, contents = chat.rendered.text, chat.rendered.contents
+        others = (begin for message, begin, _ in contents if message != turn.message)
+        next_message = next((begin for begin in others if begin >= turn.end), len(text))
+        for index in range(after, len(chat.ids)):
+            begin, end = chat.offsets[index]
+            if begin >= next_message and begin < end:
+                break
+            if chat.ids[index] in self._markers:
                 return index
-            if text[slice(*offsets[index])].strip():
+            if text[begin:end].strip():
                 break
         raise DataError(
             "the chat template writes no end-of-turn token after the assistant's text, so the "
             "model would never learn to stop; let the answer end with the tokenizer's end token"
         )
+
+    def _refuse_markers(self, chat: _Chat) -> None:
+        """Raise DataError where a message's own text became one of the tokens that part turns."""
+        text, contents = chat.rendered.text, chat.rendered.contents
+        begins = [begin for _, begin, _ in contents]
+        outside = set(self._named)
+        inside: list[tuple[int, int, str]] = []
+        for token, (begin, end) in zip(chat.ids, chat.offsets, strict=True):
+            written = self._special.get(token)
+            if written is None or written not in text[begin:end]:  # a byte may be such a token too
+                continue
+            at = text.index(written, begin)  # some swallow the white space around them
+            near = max(0, bisect_right(begins, at) - 1)
+            for message, start, stop in contents[near : near + 2]:
+                if start < at + len(written) and at < stop:
+                    inside.append((token, message, written))
+                    break
+            else:
+                outside.add(token)
+        for token, message, written in inside:
+            if token in outside:
+                raise DataError(
+                    f"messages[{message}] holds the text {written!r}, which the tokenizer reads as "
+                    "a token that begins or ends a turn; take it out of the data (a space inside "
+                    "it is enough), or write the data as prompt/completion"
+                )
 
     def _pairs(self, examples: Sequence[Example], faults: Faults) -> list[Sample | None]:
         """Prompts and completions without a template.
@@ -172,7 +245,7 @@ class Encoder:
         if self._tokenizer.unk_token_id in ids:
             return  # what the vocabulary lacks can't come back
         decoded = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        if _plain(answer) not in _plain(decoded):
+        if _plain(answer) != _plain(decoded):
             raise DataError(
                 f"the supervised tokens decode to {decoded[:60]!r}, not to the answer "
                 f"{answer[:60]!r}; the tokenizer's offsets or its chat template are faulty"
@@ -203,6 +276,31 @@ def opening(tokenizer: Any) -> list[int]:
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text alone, without any special ones around it."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A rendered conversation and its tokens."""
+
+    rendered: Rendered
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def ending_after(self, place: int) -> int:
+        """The first token that ends after this character."""
+        return bisect_right(self.offsets, place, key=_ending)
+
+    def beginning_after(self, place: int) -> int:
+        """The first token that begins after this character."""
+        return bisect_right(self.offsets, place, key=_beginning)
+
+
+def _beginning(offset: tuple[int, int]) -> int:
+    return offset[0]
+
+
+def _ending(offset: tuple[int, int]) -> int:
+    return offset[1]
 
 
 def _plain(text: str) -> str:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rango.errors import DataError
 
 LIMIT = 10
 """Faults that are gathered before giving up."""
 
 
-class Faults:
-    """Gathers DataErrors and raises them as one."""
+class FileFault(DataError):
+    """A fault after which nothing more can be read from its file."""
 
-    def __init__(self, source: str) -> None:
-        self._source = source
+
+class Faults:
+    """Gathers DataErrors and raises them as one; with `skip` given, hands each to it instead."""
+
+    def __init__(self, source: str, skip: Callable[[DataError], None] | None = None) -> None:
+        self.source = source
+        self._skip = skip
         self._messages: list[str] = []
+        self.noted = 0
+        """Faults so far."""
 
     def add(self, error: DataError) -> None:
-        """Note a fault; the tenth raises them all."""
+        """Note a fault; the tenth raises them all, unless they are skipped."""
+        self.noted += 1
+        if self._skip is not None:
+            # whoever keeps the error should not keep, through its frames, the data as well
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            self._skip(error)
+            return
         self._messages.append(str(error))
         if len(self._messages) == LIMIT:
             self.raise_any()
@@ -30,4 +45,4 @@ class Faults:
             raise DataError(self._messages[0])
         so_far = "the first " if count == LIMIT else ""
         lines = "\n".join(f"  {message}" for message in self._messages)
-        raise DataError(f"{self._source}: {so_far}{count} faults:\n{lines}")
+        raise DataError(f"{self.source}: {so_far}{count} faults:\n{lines}")

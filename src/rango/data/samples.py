@@ -11,19 +11,22 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Target of a position that is not supervised."""
 
+Kind = Literal["chat", "completion", "text", "labelled"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Where an example was read."""
 
     file: str
     line: int
+    """Line of a text file, row of a Parquet or Arrow file or of a data set of the Hub; from 1."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
 
@@ -31,14 +34,21 @@ class Message:
     content: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One entry of a data file. A chat has messages; a completion has the two messages user and
-    assistant, rendered without a template if the file says prompt/completion; a text has one."""
+    assistant, rendered without a template if the file says prompt/completion; a text has one, the
+    assistant's; a labelled text has one, the user's, and a label."""
 
-    kind: Literal["chat", "completion", "text"]
+    kind: Kind
     messages: tuple[Message, ...]
     origin: Origin
+    label: str | None = None
+    """Of a labelled text."""
+    group: str | None = None
+    """What it belongs to, where a group column was asked for."""
+    format: str = ""
+    """Name of the format it was read in: chat, sharegpt, alpaca, completion, labelled, text."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,8 @@ class Batch:
     position_ids: torch.Tensor
     """(B, S) int64, from 0 within each sample."""
     attention_mask: torch.Tensor | None
-    """(B, S) int64, 1 on tokens and 0 on padding; None when packed."""
+    """(B, S) int64, 1 on tokens and 0 on padding; None when packed; or bool (1, 1, S, S), true
+    where a token sees another, for models that need it to keep packed samples apart."""
     targets: torch.Tensor
     """(B, S) int64: the token to predict AT this position (already shifted), or IGNORED."""
     content: torch.Tensor

@@ -1,7 +1,8 @@
-"""Hold out a share of the examples, chosen by a hash of the prompt.
+"""Hold out a share of the examples, chosen by a hash of the prompt, or of the group.
 
 The choice of an example depends on its own prompt and on nothing else, so it stays when data is
-added, and copies of a prompt never stand on both sides.
+added, and copies of a prompt never stand on both sides. Where examples have a group (a customer, a
+document), the group is hashed instead, so that no group stands on both sides.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from rango.errors import ConfigError
 
 
 def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
-    """(training, held out), each in the order given; about `share` of the prompts are held out.
+    """(training, held out), each in the order given; about `share` of the prompts, or of the
+    groups, are held out.
 
-    With two distinct prompts or more and a share above 0, neither side is empty (with few prompts
+    With two distinct ones or more and a share above 0, neither side is empty (with few of them
     the nearest one crosses over). Raises ConfigError unless 0 ≤ share < 1.
     """
     if not 0 <= share < 1:
@@ -35,11 +37,18 @@ def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], 
 
 
 def _place(example: Example) -> float:
-    """A number in [0, 1) from sha256 of the messages before the first answer (of a text: all)."""
+    """A number in [0, 1) from sha256 of the group, or of the messages before the first answer (of
+    a text: all)."""
+    if example.group is not None:
+        return _hashed({"group": example.group})
     prompt = []
     for message in example.messages:
         if message.role == "assistant" and example.kind != "text":
             break
         prompt.append((message.role, " ".join(message.content.split())))
-    hashed = hashlib.sha256(json.dumps(prompt).encode()).digest()
+    return _hashed(prompt)
+
+
+def _hashed(value: object) -> float:
+    hashed = hashlib.sha256(json.dumps(value).encode()).digest()
     return int.from_bytes(hashed[:6]) / 2**48

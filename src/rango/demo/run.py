@@ -214,7 +214,7 @@ class _Judge:
             **facts,
         )
 
-    def _samples(self, path: Path, loss_on: Literal["completion", "all"]) -> list[Sample]:
+    def _samples(self, path: Path, loss_on: Literal["completion", "all"]) -> Sequence[Sample]:
         return tokenize(
             read_examples(path),
             self._tokenizer,

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from rango.base.packing import packing_probe
-from rango.data.pack import collate, plan_batches
+from rango.data.pack import Packed, collate, lengths_of, plan_batches
 from rango.data.samples import Batch, Sample
 from rango.errors import DataError
 from rango.evaluation.fit import check_fit
@@ -56,7 +56,7 @@ def evaluate(
     samples: Sequence[Sample],
     *,
     micro_tokens: int = 2048,
-    packed: bool | None = None,
+    packed: Packed | None = None,
     pad_id: int = 0,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -86,7 +86,7 @@ def batches(
     samples: Sequence[Sample],
     *,
     micro_tokens: int,
-    packed: bool | None,
+    packed: Packed | None,
     pad_id: int,
     task: str,
     progress: Progress,
@@ -101,9 +101,9 @@ def batches(
         )
     check_fit(samples, model)
     if packed is None:
-        packed = packing_probe(model).ok
+        packed = packing_probe(model).how
     plan = plan_batches(samples, range(len(samples)), micro_tokens=micro_tokens, packed=packed)
-    total = sum(len(sample) for sample in samples)
+    total = int(lengths_of(samples, range(len(samples))).sum())
     done = 0
     for indices in plan:
         batch = collate(samples, indices, packed=packed, pad_id=pad_id)

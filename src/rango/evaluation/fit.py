@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from rango.data.samples import Sample
+from rango.data.store import SampleStore
 from rango.errors import DataError
 
 
@@ -21,6 +22,12 @@ def check_fit(samples: Iterable[Sample], model: nn.Module) -> None:
     vocabulary = get_embeddings().weight.shape[0]
     positions = getattr(config, "max_position_embeddings", None)
     name = getattr(config, "name_or_path", "") or type(model).__name__
+    if (
+        isinstance(samples, SampleStore)
+        and samples.highest < vocabulary
+        and (positions is None or samples.longest <= positions)
+    ):
+        return
     for sample in samples:
         if max(sample.input_ids) >= vocabulary:
             raise DataError(

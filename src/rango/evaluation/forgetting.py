@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from rango.adapters.attach import Adapted
+from rango.data.pack import Packed
 from rango.data.samples import IGNORED, Batch, Sample
 from rango.errors import ConfigError
 from rango.evaluation.evaluate import batches
@@ -54,7 +55,7 @@ def forgetting(
     *,
     base: nn.Module | BaseLogits | None = None,
     micro_tokens: int = 2048,
-    packed: bool | None = None,
+    packed: Packed | None = None,
     pad_id: int = 0,
     progress: Progress = silent,
 ) -> Forgetting:
@@ -114,7 +115,7 @@ def record_base(
     samples: Sequence[Sample],
     *,
     micro_tokens: int = 2048,
-    packed: bool | None = None,
+    packed: Packed | None = None,
     pad_id: int = 0,
     progress: Progress = silent,
 ) -> BaseLogits:

@@ -19,6 +19,7 @@ from rango.adapters.matching import load_base_for
 from rango.base.config import BaseDtype, Quantize
 from rango.base.load import Base
 from rango.base.tokenizer import load_tokenizer
+from rango.data.templates import load_template
 from rango.data.tokenize import render_prompt
 from rango.errors import CheckpointError, VerificationError
 from rango.evaluation.checks import (
@@ -140,7 +141,7 @@ def verify(
             adapter_folder, base_source, dtype=dtype, quantize=quantize, progress=progress
         )
     if samples is None:
-        samples = _samples(base, prompts)
+        samples = _samples(base, adapter_folder, prompts)
     with _attached(base, adapter_folder) as (adapted, coverage):
         checks = [moved(adapted, every=False), recorded_probe(adapted, probe)]
         return _proof(adapted, coverage, samples, checks, progress)
@@ -187,12 +188,14 @@ def _proof(
     return Proof(tuple(checks), coverage, layers)
 
 
-def _samples(base: Base, prompts: Sequence[Prompt] | None) -> list[list[int]]:
+def _samples(
+    base: Base, adapter_folder: str | Path, prompts: Sequence[Prompt] | None
+) -> list[list[int]]:
     if not prompts:
         return [probe_ids(base.model)]
     if base.path is None:
         raise CheckpointError("verify: a base in memory has no tokenizer for prompts; give samples")
-    tokenizer = load_tokenizer(base.path)
+    tokenizer, _ = load_template(load_tokenizer(base.path), adapter_folder)
     return [render_prompt(tokenizer, prompt) for prompt in prompts]
 
 

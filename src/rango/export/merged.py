@@ -22,6 +22,8 @@ from rango.base.linear import QuantizedLinear, quantized_linear
 from rango.base.load import Base, base_from_model, load_base
 from rango.base.quantizer import quantized_as
 from rango.base.save import save_base
+from rango.base.tokenizer import load_tokenizer
+from rango.data.templates import TEMPLATE, load_template, save_template
 from rango.errors import ConfigError
 from rango.files.atomic import refuse_existing
 from rango.progress import Progress, silent
@@ -95,6 +97,9 @@ def merge_checkpoint(
     _untie_if_they_differ(base.model)
     merged = base_from_model(base.model, source=f"{base_source} + {adapter_folder}")
     save_base(dataclasses.replace(merged, path=base.path), output, progress=progress)
+    if base.path is not None and (Path(adapter_folder) / TEMPLATE).is_file():
+        tokenizer, _ = load_template(load_tokenizer(base.path), adapter_folder)
+        save_template(tokenizer, output, overwrite=True)
     return MergeReport(
         output=str(output),
         modules=dots.modules,

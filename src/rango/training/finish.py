@@ -15,6 +15,7 @@ from rango.adapters.attach import Adapted
 from rango.adapters.files import CARD, FACTS, TENSORS, save_adapter
 from rango.base.load import Base, base_from_model, load_base
 from rango.base.save import save_base
+from rango.data.templates import save_template, template_facts
 from rango.errors import VerificationError
 from rango.evaluation.checks import READ_BACK_LIMIT
 from rango.evaluation.probe import difference, make_probe, observe, probe_ids
@@ -29,7 +30,7 @@ from rango.training.monitor import FORGETTING
 from rango.training.prepare import Samples
 from rango.training.recorder import Recorder
 from rango.training.result import RunResult, Trained, Values
-from rango.training.run_folder import RunFolder
+from rango.training.run_folder import SKIPPED, RunFolder
 
 _PROVEN_ON = 4
 """Samples whose outputs are compared, in training and read back."""
@@ -58,9 +59,9 @@ def finish(
     part = folder.clear("adapter" if isinstance(model, Adapted) else "model")
     with atomic_directory(part) as working:
         if isinstance(model, Adapted):
-            failure = _save_adapter(model, working, facts, some, expected, progress)
+            failure = _save_adapter(model, tokenizer, working, facts, some, expected, progress)
         else:
-            failure = _save_model(model, working, facts, some, expected, progress)
+            failure = _save_model(model, tokenizer, working, facts, some, expected, progress)
     recorder.event("end", trained.steps, proven=failure is None, seconds=trained.seconds)
     result = RunResult(str(folder.path), str(part), trained, facts)
     # the report first: result.json says that the run is finished, and nothing is done after it
@@ -73,6 +74,7 @@ def finish(
 
 def _save_adapter(
     adapted: Adapted,
+    tokenizer: Any,
     working: Path,
     facts: Values,
     samples: list[tuple[int, ...]],
@@ -82,6 +84,7 @@ def _save_adapter(
     """Save, detach, read back, prove. The proof goes into the files and into `facts`."""
     probe = {"proof": {"probe": make_probe(adapted, probe_ids(adapted.model))}}
     save_adapter(adapted, working, facts=json_numbers(facts | probe))
+    save_template(tokenizer, working)
     module = adapted.detach()
     proof = prove(
         adapted.base or module, working, samples=samples, expected=expected, progress=progress
@@ -99,6 +102,7 @@ def _save_adapter(
 
 def _save_model(
     base: Base,
+    tokenizer: Any,
     working: Path,
     facts: Values,
     samples: list[tuple[int, ...]],
@@ -108,6 +112,7 @@ def _save_model(
     """Save the trained base, which has a fingerprint of its own, and read it back."""
     own = base_from_model(base.model).fingerprint
     save_base(dataclasses.replace(base, fingerprint=own), working, progress=progress)
+    save_template(tokenizer, working, overwrite=True)
     again = load_base(working, compute="auto" if base.compute == torch.float32 else "as stored")
     error = difference(observe(again.model, samples), expected)
     facts["proof"] = {"passed": error <= READ_BACK_LIMIT, "read_back": error}
@@ -148,7 +153,7 @@ def _facts(
         "train_loss": trained.train_loss,
         "gap": trained.gap,
         "limits": _limits(model, samples, trained),
-        "chat_template": tokenizer.chat_template,
+        "chat_template": template_facts(tokenizer),
     }
     if base is not None:
         facts["base"] = {
@@ -188,6 +193,8 @@ def _limits(model: Adapted | Base, samples: Samples, trained: Trained) -> list[s
         limits.append("Its KL divergence from the base is above training.max_forgetting.")
     if samples.skipped:
         limits.append(f"{samples.skipped} samples were left out as too long.")
+    if samples.bad:
+        limits.append(f"{len(samples.bad)} entries of the data could not be used; see {SKIPPED}.")
     if samples.train.truncated:
         limits.append(f"{samples.train.truncated} training samples were cut to the limit.")
     if isinstance(model, Adapted) and model.uncovered:

@@ -9,7 +9,7 @@ from rango.adapters.attach import Adapted
 from rango.base.linear import QuantizedLinear
 from rango.base.load import Base
 from rango.base.packing import packing_probe
-from rango.data.pack import epoch_order
+from rango.data.pack import Packed, epoch_order
 from rango.data.samples import Sample
 from rango.errors import ConfigError, DataError
 from rango.progress import Progress, silent
@@ -33,7 +33,7 @@ def train_model(
     *,
     row: int = 0,
     general: Sequence[Sample] = (),
-    packed: bool | None = None,
+    packed: Packed | None = None,
     pad_id: int = 0,
     recorder: Recorder | None = None,
     start: Checkpoint | None = None,
@@ -54,7 +54,7 @@ def train_model(
     if not samples:
         raise DataError("no samples to train on")
     plan = plan_steps(config, len(samples))
-    packed = packing_probe(model.model).ok if packed is None else packed
+    packed = packing_probe(model.model).how if packed is None else packed
     state = start.state if start else RunState()
     # before any weight moves: full fine-tuning keeps a copy of the base to compare with
     forgetting = forgetting_of(model, general, config, packed=packed, pad_id=pad_id)
@@ -104,7 +104,7 @@ def train_model(
         seconds=state.seconds,
         step_seconds=state.step_seconds,
         peak_memory=peak.bytes(),
-        packed=packed,
+        packed=bool(packed),
         evaluations=state.evaluations,
     )
 

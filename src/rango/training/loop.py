@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from rango.data.pack import collate, epoch_order, plan_batches
+from rango.data.pack import Packed, collate, epoch_order, plan_batches
 from rango.data.samples import Batch, Sample
 from rango.errors import NonFiniteLossError
 from rango.evaluation.loss import TokenLosses, token_losses
@@ -32,7 +32,7 @@ class Run:
     state: RunState
     monitor: Monitor
     recorder: Recorder
-    packed: bool
+    packed: Packed
     pad_id: int = 0
     progress: Progress = silent
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rango.data.pack import Packed
 from rango.data.samples import Sample
 from rango.errors import ConfigError
 from rango.evaluation.evaluate import evaluate
@@ -36,7 +37,7 @@ class Monitor:
         trainee: Trainee,
         valid: Sequence[Sample],
         *,
-        packed: bool,
+        packed: Packed,
         pad_id: int = 0,
         forgetting: Callable[[Progress], Forgetting] | None = None,
         progress: Progress = silent,

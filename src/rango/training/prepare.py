@@ -12,6 +12,7 @@ from rango.data.read import read_examples
 from rango.data.samples import Example, Sample
 from rango.data.split import hold_out
 from rango.data.tokenize import Tokenized, digest, tokenize
+from rango.errors import ConfigError, DataError
 from rango.files.digests import json_digest
 from rango.progress import Progress, silent
 
@@ -24,14 +25,16 @@ class Samples:
     """Everything a run reads, as tokens."""
 
     train: Tokenized
-    valid: list[Sample]
-    general: list[Sample]
+    valid: Sequence[Sample]
+    general: Sequence[Sample]
     general_on: str
     """What the general text is, in words."""
     digest: str
     """Of all three."""
     skipped: int
     """Samples left out as too long, of training and held-out ones."""
+    bad: tuple[str, ...] = ()
+    """What is wrong with the entries that were left out (skip_bad), in the order of the data."""
 
     def facts(self, config: DataConfig) -> dict[str, Any]:
         """For rango.json and the reports."""
@@ -42,6 +45,7 @@ class Samples:
             "train_tokens": self.train.tokens,
             "supervised_tokens": self.train.supervised,
             "skipped": self.skipped,
+            "bad": len(self.bad),
             "truncated": self.train.truncated,
             "max_length": config.max_length,
             "loss_on": config.loss_on,
@@ -52,8 +56,27 @@ def prepare_samples(config: DataConfig, tokenizer: Any, progress: Progress = sil
     """Read, hold out, tokenize.
 
     Raises DataError where a file cannot be used or nothing is left to train on, TokenizerError
-    where the tokenizer lacks what the files need.
+    where the tokenizer lacks what the files need, ConfigError for options that contradict.
     """
+    if config.group_column and config.valid:
+        raise ConfigError(
+            "data.group_column chooses what is held out, and data.valid names it; keep one of them"
+        )
+    bad: list[str] = []
+
+    def note(fault: DataError) -> None:
+        bad.append(str(fault))
+
+    skip = note if config.skip_bad else None
+
+    def read(source: str) -> list[Example]:
+        return read_examples(
+            source,
+            columns=config.columns,
+            group_column=config.group_column,
+            skip=skip,
+            progress=progress,
+        )
 
     def tokens(examples: Sequence[Example]) -> Tokenized:
         return tokenize(
@@ -62,17 +85,18 @@ def prepare_samples(config: DataConfig, tokenizer: Any, progress: Progress = sil
             max_length=config.max_length,
             too_long=config.too_long,
             loss_on=config.loss_on,
+            skip=skip,
             progress=progress,
         )
 
-    examples = read_examples(config.train)
+    examples = read(config.train)
     if config.valid is None:
         examples, held_out = hold_out(examples, config.valid_share)
     else:
-        held_out = read_examples(config.valid)
+        held_out = read(config.valid)
     train = tokens(examples)
     valid = tokens(held_out) if held_out else None
-    valid_samples = valid.samples if valid else []
+    valid_samples: Sequence[Sample] = valid.samples if valid else []
     general, general_on = _general(config, tokenizer, valid_samples, progress)
     return Samples(
         train=train,
@@ -81,6 +105,7 @@ def prepare_samples(config: DataConfig, tokenizer: Any, progress: Progress = sil
         general_on=general_on,
         digest=json_digest([train.digest, valid.digest if valid else None, digest(general)]),
         skipped=len(train.skipped) + (len(valid.skipped) if valid else 0),
+        bad=tuple(bad),
     )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from rango.adapters.attach import Adapted
 from rango.base.load import Base
+from rango.data.pack import Packed
 from rango.data.samples import Sample
 from rango.evaluation.forgetting import BaseLogits, Forgetting, forgetting, record_base
 from rango.progress import Progress
@@ -20,7 +21,7 @@ def forgetting_of(
     general: Sequence[Sample],
     config: TrainingConfig,
     *,
-    packed: bool,
+    packed: Packed,
     pad_id: int,
 ) -> Callable[[Progress], Forgetting] | None:
     """A measurement to call at any time; None without general text.
@@ -48,7 +49,7 @@ def forgetting_of(
 
 
 def _kept(
-    base: Base, general: Sequence[Sample], config: TrainingConfig, packed: bool, pad_id: int
+    base: Base, general: Sequence[Sample], config: TrainingConfig, packed: Packed, pad_id: int
 ) -> nn.Module | BaseLogits:
     targets = sum(sum(sample.supervised[1:]) for sample in general)
     logits = targets * base.model.get_input_embeddings().weight.shape[0]

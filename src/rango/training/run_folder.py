@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ import yaml
 from rango.errors import ConfigError, OutputExistsError
 from rango.files.atomic import atomic_directory, refuse_existing, write_text
 from rango.tracking.events import EventLog
+
+SKIPPED = "skipped.txt"
+"""Why entries of the data were left out, where data.skip_bad lets that happen."""
 
 _CONFIG, _EVENTS, _RESULT = "config.yaml", "events.jsonl", "result.json"
 
@@ -29,6 +32,7 @@ _FREE = (
     ("data", "train"),
     ("data", "valid"),
     ("data", "general"),
+    ("data", "chat_template"),
     ("training", "checkpoint_every"),
     ("training", "keep_checkpoints"),
 )
@@ -88,6 +92,12 @@ class RunFolder:
             for pattern in (".*.tmp", ".*.old"):
                 for left in folder.glob(pattern):
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def note_skipped(self, faults: Sequence[str]) -> None:
+        """Write what is wrong with the entries of the data that were left out, a line each."""
+        if faults:
+            lines = "".join(f"{fault}\n" for fault in faults)
+            write_text(self.path / SKIPPED, lines, overwrite=True)
 
     def clear(self, name: str) -> Path:
         """Path of a part that is to be written now, without what a killed run left of it."""

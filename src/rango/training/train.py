@@ -15,6 +15,7 @@ from rango.adapters.attach import Adapted, attach
 from rango.base.load import Base, load_base
 from rango.base.packing import Packing, packing_probe
 from rango.base.tokenizer import load_tokenizer
+from rango.data.templates import use_template
 from rango.errors import ConfigError
 from rango.evaluation.fit import check_fit
 from rango.progress import Progress, silent
@@ -49,15 +50,18 @@ def train(config: RunConfig, *, resume: bool = False, progress: Progress = silen
     folder.check(resume)
     config = _with_defaults(config)
     tokenizer = load_tokenizer(config.base.model, config.base.revision)
+    tokenizer = use_template(tokenizer, config.data.chat_template)
     samples = prepare_samples(config.data, tokenizer, progress)
     check_measurable(config.training, bool(samples.valid), bool(samples.general))
     base = _load(config, progress)
-    check_fit([*samples.train.samples, *samples.valid, *samples.general], base.model)
+    for some in (samples.train.samples, samples.valid, samples.general):
+        check_fit(some, base.model)
     plan = plan_steps(config.training, len(samples.train.samples))
     config = _with_plan(config, plan)
     packing = _packing(config, base)
     model = _model(config, base)
     with folder.open(dataclasses.asdict(config), resume) as log:
+        folder.note_skipped(samples.bad)
         origins = _origins(config, base, samples)
         recorder = FolderRecorder(
             log, folder.checkpoints, origins, config.training.keep_checkpoints
@@ -73,7 +77,7 @@ def train(config: RunConfig, *, resume: bool = False, progress: Progress = silen
                 samples.valid,
                 config.training,
                 general=samples.general,
-                packed=packing.ok,
+                packed=packing.how,
                 pad_id=tokenizer.pad_token_id,
                 recorder=recorder,
                 start=start,

@@ -84,7 +84,7 @@ class Fusion:
 
 @contextmanager
 def fused(model: nn.Module) -> Iterator[None]:
-    """Within the block, a frozen model to which nothing is attached computes in fused layers too."""
+    """Within the block, a frozen model with nothing attached computes in fused layers too."""
     if any(isinstance(module, FusedLayer | FusedNorm) for module in model.modules()) or any(
         parameter.requires_grad for parameter in model.parameters()
     ):
