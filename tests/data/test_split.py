@@ -7,8 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rango.data.samples import Example, Message, Origin
-from rango.data.split import hold_out
+from rango.data.split import HeldOut
 from rango.errors import ConfigError
+
+
+def hold_out(examples: list[Example], share: float) -> tuple[list[Example], list[Example]]:
+    held = HeldOut(iter(examples), share)
+    train = [example for example in examples if example not in held]
+    valid = [example for example in examples if example in held]
+    assert (held.rest, held.count) == (len(train), len(valid))
+    return train, valid
 
 
 def ask(question: str, answer: str = "yes") -> Example:

@@ -10,6 +10,7 @@ import pytest
 
 from rango.base.tokenizer import load_tokenizer
 from rango.data.config import DataConfig
+from rango.errors import ConfigError, DataError
 from rango.training.prepare import GENERAL_SAMPLES, prepare_samples, prompts_of
 
 
@@ -38,6 +39,36 @@ def test_a_file_of_its_own_is_held_out_whole(
     )
     assert found.digest != other.digest
     assert found.train.digest == other.train.digest
+
+
+def test_bad_entries_are_left_out_and_noted_once(data_file: Path, tokenizer: Any) -> None:
+    lines = data_file.read_text(encoding="utf-8").splitlines()
+    lines.insert(3, '{"messages": [')
+    lines.insert(9, '{"messages": [{"role": "user", "content": "only a question"}]}')
+    data_file.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError, match="malformed JSON"):
+        prepare_samples(DataConfig(str(data_file)), tokenizer)
+    config = DataConfig(str(data_file), valid_share=0.25, skip_bad=True)
+    found = prepare_samples(config, tokenizer)
+    assert len(found.train.samples) + len(found.valid) == 40
+    assert [fault.split(": ")[0] for fault in found.bad] == [f"{data_file}:4", f"{data_file}:10"]
+    assert found.facts(config)["bad"] == 2
+
+
+def test_what_can_be_read_only_once(
+    data_file: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = prepare_samples(DataConfig(str(data_file), valid_share=0.25), tokenizer)
+    with open(data_file, encoding="utf-8") as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        found = prepare_samples(DataConfig("-", valid_share=0.25), tokenizer)
+    assert found.digest == expected.digest
+
+
+def test_groups_and_a_file_contradict(data_file: Path, tokenizer: Any) -> None:
+    config = DataConfig(str(data_file), valid=str(data_file), group_column="customer")
+    with pytest.raises(ConfigError, match="group_column"):
+        prepare_samples(config, tokenizer)
 
 
 def test_nothing_is_held_out_on_request(data_file: Path, tokenizer: Any) -> None:

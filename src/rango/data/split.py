@@ -9,31 +9,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
+
+import numpy as np
 
 from rango.data.samples import Example
 from rango.errors import ConfigError
 
 
-def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
-    """(training, held out), each in the order given; about `share` of the prompts, or of the
-    groups, are held out.
+class HeldOut:
+    """Which of some examples are held out: about `share` of the prompts, or of the groups.
 
     With two distinct ones or more and a share above 0, neither side is empty (with few of them
-    the nearest one crosses over). Raises ConfigError unless 0 ≤ share < 1.
+    the nearest one crosses over). Eight bytes an example are kept, until all were seen.
+    Raises ConfigError unless 0 ≤ share < 1.
     """
-    if not 0 <= share < 1:
-        raise ConfigError(f"valid_share should be at least 0 and below 1, not {share}")
-    places = [_place(example) for example in examples]
-    distinct = set(places)
-    held = {place for place in distinct if place < share}
-    if share > 0 and len(distinct) > 1:
-        held = held or {min(distinct)}
-        if held == distinct:
-            held.remove(max(distinct))
-    train = [example for example, place in zip(examples, places, strict=True) if place not in held]
-    valid = [example for example, place in zip(examples, places, strict=True) if place in held]
-    return train, valid
+
+    def __init__(self, examples: Iterable[Example], share: float) -> None:
+        if not 0 <= share < 1:
+            raise ConfigError(f"valid_share should be at least 0 and below 1, not {share}")
+        places = np.fromiter((_place(example) for example in examples), np.float64)
+        distinct = np.unique(places)
+        held = int(np.searchsorted(distinct, share))
+        if share > 0 and len(distinct) > 1:
+            held = min(max(held, 1), len(distinct) - 1)
+        self._below = float(distinct[held]) if held < len(distinct) else 1.0
+        self.count = int(np.count_nonzero(places < self._below))
+        """How many of the examples are held out."""
+        self.rest = len(places) - self.count
+        """How many are not."""
+
+    def __contains__(self, example: Example) -> bool:
+        return _place(example) < self._below
 
 
 def _place(example: Example) -> float:

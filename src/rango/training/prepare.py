@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rango.data.config import DataConfig
-from rango.data.read import read_examples
+from rango.data.read import read_examples, stream_examples
 from rango.data.samples import Example, Sample
-from rango.data.split import hold_out
+from rango.data.split import HeldOut
 from rango.data.tokenize import Tokenized, digest, tokenize
 from rango.errors import ConfigError, DataError
 from rango.files.digests import json_digest
@@ -69,8 +69,8 @@ def prepare_samples(config: DataConfig, tokenizer: Any, progress: Progress = sil
 
     skip = note if config.skip_bad else None
 
-    def read(source: str) -> list[Example]:
-        return read_examples(
+    def read(source: str, skip: Callable[[DataError], None] | None) -> Iterator[Example]:
+        return stream_examples(
             source,
             columns=config.columns,
             group_column=config.group_column,
@@ -78,24 +78,34 @@ def prepare_samples(config: DataConfig, tokenizer: Any, progress: Progress = sil
             progress=progress,
         )
 
-    def tokens(examples: Sequence[Example]) -> Tokenized:
+    def tokens(examples: Iterable[Example], total: int | None = None) -> Tokenized:
         return tokenize(
             examples,
             tokenizer,
             max_length=config.max_length,
             too_long=config.too_long,
             loss_on=config.loss_on,
+            total=total,
             skip=skip,
             progress=progress,
         )
 
-    examples = read(config.train)
     if config.valid is None:
-        examples, held_out = hold_out(examples, config.valid_share)
+        # read once to find what is held out, then once for each side: it may not fit in memory
+        again = (lambda fault: None) if config.skip_bad else None  # noted the first time
+        kept = list(read(config.train, skip)) if config.train == "-" else None  # read only once
+
+        def examples() -> Iterable[Example]:
+            return read(config.train, again) if kept is None else kept
+
+        held = HeldOut(read(config.train, skip) if kept is None else kept, config.valid_share)
+        train = tokens((one for one in examples() if one not in held), held.rest)
+        valid = (
+            tokens((one for one in examples() if one in held), held.count) if held.count else None
+        )
     else:
-        held_out = read(config.valid)
-    train = tokens(examples)
-    valid = tokens(held_out) if held_out else None
+        train = tokens(read(config.train, skip))
+        valid = tokens(read(config.valid, skip))
     valid_samples: Sequence[Sample] = valid.samples if valid else []
     general, general_on = _general(config, tokenizer, valid_samples, progress)
     return Samples(
