@@ -35,6 +35,8 @@ class GenerateOptions:
     """The prompt: a message to the model, rendered by its chat template."""
     file: str | None = None
     """A data file whose prompts are answered."""
+    columns: str | None = None
+    """Names that the file uses for ours, such as prompt=question,completion=answer."""
     batch_size: int = 8
     """Prompts answered at once."""
 
@@ -95,7 +97,11 @@ def _prompts(options: GenerateOptions, raw: bool) -> list[Any]:
         raise ConfigError("give either --prompt TEXT or --file FILE; see rango generate --help")
     if options.prompt is not None:
         return [options.prompt if raw else [Message("user", options.prompt)]]
-    return [prompt_of(example, raw) for example in rango.read_examples(str(options.file))]
+    from rango.data.columns import parse_columns
+
+    columns = parse_columns(options.columns) if options.columns else None
+    examples = rango.read_examples(str(options.file), columns=columns)
+    return [prompt_of(example, raw) for example in examples]
 
 
 def prompt_of(example: Example, raw: bool) -> str | list[Message]:
