@@ -15,11 +15,12 @@ import torch
 from models import inputs
 
 from rango.base import cache, load
-from rango.base.cache import cache_folder, open_cache
+from rango.base.cache import open_cache
 from rango.base.fingerprint import fingerprint
 from rango.base.load import load_base
 from rango.base.state import state_on_disk
 from rango.errors import CheckpointError
+from rango.files.cache_folder import cache_folder
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "phi", "gemma2", "phi3", "mixtral", "bert")
 

@@ -28,6 +28,13 @@ from rango.base.config import DEFAULT_CACHE_GB
 from rango.base.fingerprint import FACTS, combine, digest_files, note, resolve, tied_vocabulary
 from rango.errors import CheckpointError, OutputExistsError, RangoError
 from rango.files.atomic import atomic_directory, write_text
+from rango.files.cache_folder import (
+    cache_folder,
+    last_used,
+    make_room,
+    may_keep,
+    remove_leftovers,
+)
 from rango.files.digests import json_digest
 from rango.progress import Progress, silent
 
@@ -51,30 +58,13 @@ class Wanted:
     """None while it is not known."""
 
 
-def cache_folder() -> Path:
-    """$RANGO_CACHE, else rango/bases in the user's cache folder."""
-    named = os.environ.get("RANGO_CACHE")
-    if named:
-        return Path(named).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "rango" / "bases"
-
-
 def open_cache(cache: bool | str | Path, gigabytes: float = DEFAULT_CACHE_GB) -> BaseCache | None:
     """The cache in that folder (True: the user's); None where there is to be none, or where the
     folder cannot be used, which is logged."""
     if cache is False:
         return None
     folder = cache_folder() if cache is True else Path(cache).expanduser()
-    try:
-        if not folder.is_dir():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError as refused:
-        _warn(folder, f"quantized bases cannot be kept here: {refused.strerror}")
-        return None
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        _warn(folder, "not used as a cache: others than you can write to it; chmod go-w it")
+    if not may_keep(folder, "quantized bases"):
         return None
     return BaseCache(folder, int(gigabytes * 1e9))
 
@@ -149,7 +139,7 @@ class BaseCache:
             with self._alone() as alone:
                 if not alone:
                     return
-                self._remove_leftovers()
+                remove_leftovers(self.folder, _LEFT_OVER)
                 if not entry.is_dir():
                     if not self._make_room(nbytes):
                         return
@@ -189,7 +179,7 @@ class BaseCache:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         noted = {"path": str(wanted.source), "files": wanted.files, "fingerprint": fingerprint}
         write_text(path, json.dumps(noted, indent=2) + "\n", overwrite=True)
-        for old in sorted(path.parent.glob("*.json"), key=_used)[:-_MOST_SOURCES]:
+        for old in sorted(path.parent.glob("*.json"), key=last_used)[:-_MOST_SOURCES]:
             old.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -203,25 +193,12 @@ class BaseCache:
             else:
                 yield True
 
-    def _remove_leftovers(self) -> None:
-        """What a process that was killed left half-written."""
-        for path in self.folder.iterdir():
-            if _LEFT_OVER.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
-
     def _make_room(self, nbytes: int) -> bool:
         """Remove the least recently used until `nbytes` more fit; False if they never will."""
         if nbytes > self.limit:
             _LOG.info("%s: a base of %d bytes is over its bound", self.folder, nbytes)
             return False
-        entries = [path for path in self.folder.iterdir() if _ENTRY.fullmatch(path.name)]
-        sizes = {path: _size(path) for path in sorted(entries, key=_used)}
-        total = sum(sizes.values())
-        for path, size in sizes.items():
-            if total + nbytes <= self.limit:
-                break
-            shutil.rmtree(path, ignore_errors=True)
-            total -= size
+        make_room(self.folder, _ENTRY, nbytes, self.limit)
         if shutil.disk_usage(self.folder).free < nbytes + nbytes // 8:
             _warn(self.folder, "the quantized base is not kept: too little space is free")
             return False
@@ -238,21 +215,6 @@ def _state(checkpoint: Checkpoint) -> dict[str, list[int]]:
             facts = path.stat()
             found[path.name] = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
     return found
-
-
-def _used(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:  # another process removed it
-        return 0
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.lstat().st_size
-    return total
 
 
 def _warn(path: Path, message: str) -> None:

@@ -32,6 +32,7 @@ from rango.data.samples import Example
 from rango.data.store import SampleStore
 from rango.errors import OutputExistsError
 from rango.files.atomic import atomic_directory
+from rango.files.cache_folder import cache_folder, make_room, may_keep, remove_leftovers
 from rango.files.digests import file_digest, json_digest
 
 DEFAULT_CACHE_GB = 10.0
@@ -85,8 +86,6 @@ def examples_digest(examples: Iterable[Example]) -> str:
 
 def token_cache_folder() -> Path:
     """$RANGO_CACHE/tokens, else rango/tokens in the user's cache folder."""
-    from rango.base.cache import cache_folder  # with torch, which workers do without
-
     bases = cache_folder()
     return bases / "tokens" if os.environ.get("RANGO_CACHE") else bases.with_name("tokens")
 
@@ -99,17 +98,7 @@ def open_token_cache(
     if cache is False:
         return None
     folder = token_cache_folder() if cache is True else Path(cache).expanduser()
-    try:
-        if not folder.is_dir():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError as refused:
-        _LOG.warning("%s: samples cannot be kept here: %s", folder, refused.strerror)
-        return None
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        _LOG.warning(
-            "%s: not used as a cache: others than you can write to it; chmod go-w it", folder
-        )
+    if not may_keep(folder, "samples"):
         return None
     if not os.access(folder, os.W_OK | os.X_OK):
         _LOG.warning("%s: samples cannot be kept here: not writable", folder)
@@ -167,9 +156,7 @@ class TokenCache:
         with open(self.folder / "lock", "w") as lock:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for path in self.folder.iterdir():
-                    if _LEFT_OVER.fullmatch(path.name):
-                        shutil.rmtree(path, ignore_errors=True)
+                remove_leftovers(self.folder, _LEFT_OVER)
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield
 
@@ -177,14 +164,7 @@ class TokenCache:
         """Remove the least recently used until `nbytes` more are within the limit."""
         if nbytes > self.limit:
             raise _NotKept(f"{nbytes} bytes of samples are over its bound, and not kept")
-        entries = [path for path in self.folder.iterdir() if _ENTRY.fullmatch(path.name)]
-        sizes = {path: _size(path) for path in sorted(entries, key=_used)}
-        total = sum(sizes.values())
-        for path, size in sizes.items():
-            if total + nbytes <= self.limit:
-                return
-            shutil.rmtree(path, ignore_errors=True)
-            total -= size
+        make_room(self.folder, _ENTRY, nbytes, self.limit)
 
 
 def unkept(write: Write) -> SampleStore:
@@ -195,18 +175,3 @@ def unkept(write: Write) -> SampleStore:
 
 class _NotKept(Exception):
     """Why samples are not kept."""
-
-
-def _used(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:  # another process removed it
-        return 0
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.lstat().st_size
-    return total
