@@ -20,7 +20,6 @@ from rango.base.fingerprint import fingerprint
 from rango.base.load import load_base
 from rango.base.state import state_on_disk
 from rango.errors import CheckpointError
-from rango.files.cache_folder import cache_folder
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "phi", "gemma2", "phi3", "mixtral", "bert")
 
@@ -130,17 +129,6 @@ def test_off_by_default(folder, monkeypatch, tmp_path):
     assert not (tmp_path / "users").exists()
     load_base(folder, quantize="nf4", cache=True)
     assert len(entries(tmp_path / "users")) == 1
-
-
-def test_the_users_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("RANGO_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "rango" / "bases"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    assert cache_folder() == tmp_path / "other" / "rango" / "bases"
-    monkeypatch.setenv("RANGO_CACHE", str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
 
 
 class TestSources:
