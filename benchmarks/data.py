@@ -33,7 +33,7 @@ END = "<|end|>"
 SUPERVISED_TOLERANCE = 1e-3
 """Of supervised tokens: a token that straddles the answer's begin may be counted or not."""
 LIBRARIES = ("transformers", "datasets")
-OURS = ("rango.data.pack", "rango.data.tokenize", "rango.data.read")
+OURS = ("rango.data.tokens.pack", "rango.data.tokens.tokenize", "rango.data.reading.read")
 
 
 def job_lengths(count: int) -> list[int]:
@@ -51,9 +51,9 @@ class RangoPacking:
     """plan_batches and collate, from samples as tokenize leaves them."""
 
     def __init__(self, lengths: list[int], million: bool) -> None:
-        from rango.data.pack import best_fit
         from rango.data.samples import Origin, Sample
-        from rango.data.store import Block, StoreWriter
+        from rango.data.tokens.pack import best_fit
+        from rango.data.tokens.store import Block, StoreWriter
 
         nowhere = Origin("random", 1)
         samples = [
@@ -71,7 +71,7 @@ class RangoPacking:
             self.facts["million_lengths_seconds"] = time.perf_counter() - started
 
     def step(self) -> dict[str, float]:
-        from rango.data.pack import collate, efficiency, plan_batches
+        from rango.data.tokens.pack import collate, efficiency, plan_batches
 
         options: dict[str, Any] = {"micro_tokens": CAPACITY, "packed": True}
         started = time.perf_counter()
@@ -128,8 +128,8 @@ class RangoTokenizing:
     def step(self) -> dict[str, float]:
         from transformers import AutoTokenizer
 
-        from rango.data.read import stream_examples
-        from rango.data.tokenize import tokenize
+        from rango.data.reading.read import stream_examples
+        from rango.data.tokens.tokenize import tokenize
         from rango.files.digests import file_digest
 
         begun = _cpu_seconds()

@@ -19,13 +19,13 @@ settings.load_profile("rango")
 
 _HERE = Path(__file__).parent
 
-# tests are no package (importlib mode), so the builders of tiny models are made importable by name
-_spec = importlib.util.spec_from_file_location("models", _HERE / "models.py")
-if _spec is None or _spec.loader is None:
-    raise ImportError("tests/models.py is missing")
-_models = importlib.util.module_from_spec(_spec)
-sys.modules["models"] = _models
-_spec.loader.exec_module(_models)
+# tests are no package (importlib mode), so what several of them build with is importable by name
+for _name, _path in (("models", "models.py"), ("families", "data/templates/families.py")):
+    _spec = importlib.util.spec_from_file_location(_name, _HERE / _path)
+    if _spec is None or _spec.loader is None:
+        raise ImportError(f"tests/{_path} is missing")
+    sys.modules[_name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_name])
 
 
 @pytest.fixture(autouse=True, scope="session")

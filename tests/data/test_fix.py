@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rango.data.audit.result import Audit, Diversity, Dropped, Lengths
 from rango.data.check import ENTRIES, FILES, check
 from rango.data.fix import Fixed, refuse_fix, write_fixed
-from rango.data.read import read_examples
+from rango.data.reading.read import read_examples
 from rango.data.samples import Origin
 from rango.errors import ConfigError, DataError, OutputExistsError
 

@@ -6,7 +6,7 @@ import pytest
 
 from rango.data.preview import FITS, Preview, Supervision, preview
 from rango.data.samples import Example, Message, Origin
-from rango.data.tokenize import tokenize
+from rango.data.tokens.tokenize import tokenize
 from rango.errors import TokenizerError
 
 STYLES = ("llama-3", "qwen-2.5", "qwen-3", "gemma", "mistral", "phi-3", "marked")

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from rango.adapters.attach import attach
 from rango.base.linear import Int8Linear, NF4Linear
 from rango.base.stored import StoredLinear
-from rango.data.pack import collate
 from rango.data.samples import IGNORED, Batch, Origin, Sample
+from rango.data.tokens.pack import collate
 from rango.evaluation import loss
 from rango.evaluation.loss import forward_logits, fused_head, token_logits, token_losses
 from rango.kernels import dispatch

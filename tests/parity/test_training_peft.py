@@ -14,8 +14,8 @@ from torch import nn
 from rango.adapters.attach import attach
 from rango.adapters.files import save_adapter
 from rango.base.load import base_from_model
-from rango.data.pack import epoch_order
 from rango.data.samples import Origin, Sample
+from rango.data.tokens.pack import epoch_order
 from rango.training.config import TrainingConfig
 from rango.training.fit import train_model
 

@@ -10,8 +10,8 @@ import torch
 from models import build
 
 import rango
-from rango.data.pack import collate
 from rango.data.samples import Origin, Sample
+from rango.data.tokens.pack import collate
 from rango.evaluation.loss import token_losses
 from rango.kernels import dispatch
 from rango.training.config import TrainingConfig

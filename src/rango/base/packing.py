@@ -37,7 +37,7 @@ class Packing:
 
     @property
     def how(self) -> bool | Literal["masked"]:
-        """How to batch, as rango.data.pack takes it."""
+        """How to batch, as rango.data.tokens.pack takes it."""
         return "masked" if self.ok and self.masked else self.ok
 
 

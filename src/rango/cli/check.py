@@ -104,9 +104,9 @@ def main(words: Sequence[str]) -> int:
     options = collect(CheckOptions, parsed)
     source = parsed.data[0] if len(parsed.data) == 1 else list(parsed.data)
     from rango.data.check import check
-    from rango.data.columns import parse_columns
     from rango.data.fix import refuse_fix, write_fixed
-    from rango.data.templates import use_template
+    from rango.data.reading.columns import parse_columns
+    from rango.data.templates.choose import use_template
     from rango.files.atomic import refuse_existing
     from rango.report.audit import audit_view
     from rango.report.audit_html import write_audit_report

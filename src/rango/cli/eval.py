@@ -83,7 +83,7 @@ def main(words: Sequence[str]) -> None:
 def _measure(
     model: ModelOptions, options: EvalOptions, exact: bool, progress: ProgressBars
 ) -> dict[str, Any]:
-    from rango.data.columns import parse_columns
+    from rango.data.reading.columns import parse_columns
 
     columns = parse_columns(options.columns) if options.columns else None
     examples = rango.read_examples(options.data, columns=columns, progress=progress)

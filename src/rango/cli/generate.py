@@ -97,7 +97,7 @@ def _prompts(options: GenerateOptions, raw: bool) -> list[Any]:
         raise ConfigError("give either --prompt TEXT or --file FILE; see rango generate --help")
     if options.prompt is not None:
         return [options.prompt if raw else [Message("user", options.prompt)]]
-    from rango.data.columns import parse_columns
+    from rango.data.reading.columns import parse_columns
 
     columns = parse_columns(options.columns) if options.columns else None
     examples = rango.read_examples(str(options.file), columns=columns)

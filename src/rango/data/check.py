@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 from rango.data.audit.audit import CHECKS, audit
 from rango.data.audit.result import Audit, Dropped, Finding, Instance, Severity
-from rango.data.chunk import LossOn
 from rango.data.faults import FileFault
 from rango.data.preview import Preview, Supervision
-from rango.data.read import stream_examples
+from rango.data.reading.read import stream_examples
+from rango.data.reading.sources import StandardInput, described, resolve
 from rango.data.samples import Example, Origin
-from rango.data.sources import StandardInput, described, resolve
+from rango.data.tokens.chunk import LossOn
 from rango.errors import ConfigError, DataError, nearest
 from rango.progress import Progress, silent
 

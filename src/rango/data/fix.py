@@ -19,13 +19,13 @@ from typing import Any
 
 from rango.data.audit.result import Audit, Dropped
 from rango.data.check import ENTRIES, FILES, numbered, place_of, with_faults
-from rango.data.columns import Columns
-from rango.data.contents import contents
 from rango.data.faults import Faults, FileFault
-from rango.data.json_list import spans_lines
+from rango.data.reading.columns import Columns
+from rango.data.reading.contents import contents
+from rango.data.reading.json_list import spans_lines
+from rango.data.reading.sources import TEXT_SUFFIXES, described, resolve, suffix_of
+from rango.data.reading.stream import HEAD, ByteStream, opened
 from rango.data.samples import Origin
-from rango.data.sources import TEXT_SUFFIXES, described, resolve, suffix_of
-from rango.data.stream import HEAD, ByteStream, opened
 from rango.errors import ConfigError, DataError
 from rango.files.atomic import atomic_directory, atomic_file, refuse_existing
 from rango.progress import Progress, silent
@@ -234,7 +234,7 @@ def _changed(where: str) -> DataError:
 
 
 def _is_json_lines(stream: ByteStream) -> bool:
-    """Whether entries are lines, as `rango.data.contents` sees it."""
+    """Whether entries are lines, as `rango.data.reading.contents` sees it."""
     if suffix_of(stream.name) in TEXT_SUFFIXES:
         return False
     head = stream.peek(HEAD).removeprefix(_UTF8_MARK)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from rango.data.chunk import LossOn
-from rango.data.encode import Encoder
 from rango.data.faults import Faults
 from rango.data.samples import Example, Origin, Sample
+from rango.data.tokens.chunk import LossOn
+from rango.data.tokens.encode import Encoder
 from rango.errors import DataError
 
 FITS = 4096

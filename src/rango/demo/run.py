@@ -19,9 +19,9 @@ import rango
 from rango.adapters.attach import Adapted
 from rango.base.load import Base
 from rango.base.tokenizer import load_tokenizer
-from rango.data.read import read_examples
+from rango.data.reading.read import read_examples
 from rango.data.samples import Example, Sample
-from rango.data.tokenize import tokenize
+from rango.data.tokens.tokenize import tokenize
 from rango.demo.package_data import BASE, GENERAL, TEST, TRAIN, VALID, write_shuffled
 from rango.errors import VerificationError
 from rango.evaluation.compare import ComparisonRow, Measured, compare

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from rango.base.packing import packing_probe
-from rango.data.pack import Packed, collate, lengths_of, plan_batches
 from rango.data.samples import Batch, Sample
+from rango.data.tokens.pack import Packed, collate, lengths_of, plan_batches
 from rango.errors import DataError
 from rango.evaluation.fit import check_fit
 from rango.evaluation.loss import TokenLosses, token_losses

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from rango.data.encode import token_ids
 from rango.data.samples import Example
-from rango.data.tokenize import render_prompt
+from rango.data.tokens.encode import token_ids
+from rango.data.tokens.tokenize import render_prompt
 from rango.errors import DataError
 from rango.generation.decode import positions
 from rango.generation.generate import Completion, Prompt, generate

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from rango.data.samples import Sample
-from rango.data.store import SampleStore
+from rango.data.tokens.store import SampleStore
 from rango.errors import DataError
 
 

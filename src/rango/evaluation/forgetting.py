@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from rango.adapters.attach import Adapted
-from rango.data.pack import Packed
 from rango.data.samples import IGNORED, Batch, Sample
+from rango.data.tokens.pack import Packed
 from rango.errors import ConfigError
 from rango.evaluation.evaluate import batches
 from rango.evaluation.loss import token_logits

@@ -19,8 +19,8 @@ from rango.adapters.matching import load_base_for
 from rango.base.config import BaseDtype, Quantize
 from rango.base.load import Base
 from rango.base.tokenizer import load_tokenizer
-from rango.data.templates import load_template
-from rango.data.tokenize import render_prompt
+from rango.data.templates.choose import load_template
+from rango.data.tokens.tokenize import render_prompt
 from rango.errors import CheckpointError, VerificationError
 from rango.evaluation.checks import (
     READ_BACK_LIMIT,

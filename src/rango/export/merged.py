@@ -23,7 +23,7 @@ from rango.base.load import Base, base_from_model, load_base
 from rango.base.quantizer import quantized_as
 from rango.base.save import save_base
 from rango.base.tokenizer import load_tokenizer
-from rango.data.templates import TEMPLATE, load_template, save_template
+from rango.data.templates.choose import TEMPLATE, load_template, save_template
 from rango.errors import ConfigError
 from rango.files.atomic import refuse_existing
 from rango.progress import Progress, silent

@@ -11,7 +11,7 @@ from torch import nn
 from rango.adapters.attach import Adapted
 from rango.adapters.routing import NO_ROW, Routing
 from rango.data.samples import Message
-from rango.data.tokenize import end_of_turn_ids, render_prompt
+from rango.data.tokens.tokenize import end_of_turn_ids, render_prompt
 from rango.errors import AdapterError, ConfigError
 from rango.generation.decode import check_room, decode
 from rango.generation.sampling import Sampler, Sampling, prompt_seeds

@@ -15,7 +15,7 @@ from rango.adapters.attach import Adapted
 from rango.adapters.files import CARD, FACTS, TENSORS, save_adapter
 from rango.base.load import Base, base_from_model, load_base
 from rango.base.save import save_base
-from rango.data.templates import save_template, template_facts
+from rango.data.templates.choose import save_template, template_facts
 from rango.errors import VerificationError
 from rango.evaluation.checks import READ_BACK_LIMIT
 from rango.evaluation.probe import difference, make_probe, observe, probe_ids

@@ -9,8 +9,8 @@ from rango.adapters.attach import Adapted
 from rango.base.linear import QuantizedLinear
 from rango.base.load import Base
 from rango.base.packing import packing_probe
-from rango.data.pack import Packed, epoch_order
 from rango.data.samples import Sample
+from rango.data.tokens.pack import Packed, epoch_order
 from rango.errors import ConfigError, DataError
 from rango.progress import Progress, silent
 from rango.training.checkpoint import Checkpoint, RunState

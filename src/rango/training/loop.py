@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from rango.data.pack import Packed, collate, epoch_order, plan_batches
 from rango.data.samples import Batch, Sample
+from rango.data.tokens.pack import Packed, collate, epoch_order, plan_batches
 from rango.errors import NonFiniteLossError
 from rango.evaluation.loss import TokenLosses, token_losses
 from rango.progress import Progress, silent

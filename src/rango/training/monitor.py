@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rango.data.pack import Packed
 from rango.data.samples import Sample
+from rango.data.tokens.pack import Packed
 from rango.errors import ConfigError
 from rango.evaluation.evaluate import evaluate
 from rango.evaluation.forgetting import Forgetting

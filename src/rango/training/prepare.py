@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rango.data.config import DataConfig
-from rango.data.read import read_examples, stream_examples
+from rango.data.reading.read import read_examples, stream_examples
 from rango.data.samples import Example, Sample
 from rango.data.split import HeldOut
-from rango.data.tokenize import Tokenized, digest, tokenize
+from rango.data.tokens.tokenize import Tokenized, digest, tokenize
 from rango.errors import ConfigError, DataError
 from rango.files.digests import json_digest
 from rango.progress import Progress, silent

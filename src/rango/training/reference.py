@@ -9,8 +9,8 @@ from torch import nn
 
 from rango.adapters.attach import Adapted
 from rango.base.load import Base
-from rango.data.pack import Packed
 from rango.data.samples import Sample
+from rango.data.tokens.pack import Packed
 from rango.evaluation.forgetting import BaseLogits, Forgetting, forgetting, record_base
 from rango.progress import Progress
 from rango.training.config import TrainingConfig

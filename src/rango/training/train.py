@@ -15,7 +15,7 @@ from rango.adapters.attach import Adapted, attach
 from rango.base.load import Base, load_base
 from rango.base.packing import Packing, packing_probe
 from rango.base.tokenizer import load_tokenizer
-from rango.data.templates import use_template
+from rango.data.templates.choose import use_template
 from rango.errors import ConfigError
 from rango.evaluation.fit import check_fit
 from rango.progress import Progress, silent

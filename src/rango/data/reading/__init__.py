@@ -1,0 +1,1 @@
+"""Bytes become examples: files found, recognised by content, streamed, entry by entry."""

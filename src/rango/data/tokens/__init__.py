@@ -1,0 +1,1 @@
+"""Examples become token ids and masks: in workers, kept in a store, packed into batches."""

@@ -1,0 +1,308 @@
+"""How each kind of example becomes token ids and masks, and the check of the result.
+
+For each sample it is verified that the supervised tokens, decoded, give the answer back, that they
+hold nothing else but white space, and that the end-of-turn token is among them. A message that
+holds the text of a token with which the chat template ends or begins turns is refused: the
+tokenizer would read it as that token.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rango.data.faults import Faults
+from rango.data.samples import Example, Origin, Sample
+from rango.data.templates.render import Rendered, Renderer, Turn
+from rango.errors import DataError, TokenizerError
+
+_LEARNT = ("chat", "completion", "text")
+_NOT_LEARNT = (
+    "text with a label is for classifiers; a model that writes learns from messages, from a prompt "
+    "and its completion, or from text alone"
+)
+
+
+class Encoder:
+    """A tokenizer, and what examples need to know of it.
+
+    last_only: of a conversation only the last answer is learnt, not every one.
+    Raises TokenizerError where it has no offsets or no end token, and, when chat examples are
+    encoded, where it has no chat template.
+    """
+
+    def __init__(self, tokenizer: Any, *, last_only: bool = False) -> None:
+        if not tokenizer.is_fast:
+            raise TokenizerError(
+                "the tokenizer gives no character offsets; use one with a tokenizer.json"
+            )
+        if tokenizer.eos_token_id is None:
+            raise TokenizerError("the tokenizer has no end token; set eos_token in its files")
+        self._tokenizer = tokenizer
+        self._last_only = last_only
+        self._end = int(tokenizer.eos_token_id)
+        # some vocabularies hold runs of white space as added tokens, which mark nothing
+        added = tokenizer.added_tokens_decoder.items()
+        worded = {token for token, entry in added if entry.content.strip(" \t\r\n▁")}
+        # one token may be both the unknown one, which stands for text, and the end
+        mapped = tokenizer.special_tokens_map
+        named = {text for name, text in mapped.items() if name != "unk_token"}
+        named |= set(tokenizer.extra_special_tokens)
+        self._named = set(tokenizer.convert_tokens_to_ids(sorted(named))) - {None}
+        unknown = {tokenizer.unk_token_id} - self._named
+        special = {token for token, entry in added if entry.special} | self._named
+        self._special = {token: entry.content for token, entry in added if token in special}
+        self._markers = self._named | worded - unknown
+        self._opening = opening(tokenizer)
+        self._renderer: Renderer | None = None
+
+    def ends_turn(self, sample: Sample) -> int:
+        """The token that ends the last answer of a chat sample."""
+        answered = max(i for i, flag in enumerate(sample.content) if flag)
+        return next(token for token in sample.input_ids[answered + 1 :] if token in self._markers)
+
+    def encode(self, examples: Sequence[Example], faults: Faults) -> list[Sample | None]:
+        """A sample for each example, None for one whose fault was noted."""
+        for example in examples:
+            if example.kind not in _LEARNT:
+                faults.add(DataError(f"{example.origin}: {_NOT_LEARNT}"))
+        samples: list[Sample | None] = [None] * len(examples)
+        ways = {"chat": self._chats, "completion": self._pairs, "text": self._texts}
+        for kind, encode in ways.items():
+            places = [i for i, example in enumerate(examples) if example.kind == kind]
+            made = encode([examples[i] for i in places], faults) if places else []
+            for place, sample in zip(places, made, strict=True):
+                samples[place] = sample
+        return samples
+
+    def _chats(self, examples: Sequence[Example], faults: Faults) -> list[Sample | None]:
+        """Conversations through the chat template."""
+        self._renderer = self._renderer or Renderer(self._tokenizer)
+        rendered: list[Rendered | None] = []
+        for example in examples:
+            try:
+                rendered.append(self._renderer.render(example.messages))
+            except DataError as error:
+                faults.add(DataError(f"{example.origin}: {error}"))
+                rendered.append(None)
+        texts = [entry.text for entry in rendered if entry]
+        encoded = iter(self._encodings(texts))
+        samples: list[Sample | None] = []
+        for example, entry in zip(examples, rendered, strict=True):
+            sample = None
+            if entry:
+                ids, offsets = next(encoded)
+                try:
+                    sample = self._supervise(_Chat(entry, ids, offsets), example.origin)
+                except DataError as error:
+                    faults.add(DataError(f"{example.origin}: {error}"))
+            samples.append(sample)
+        return samples
+
+    def _supervise(self, chat: _Chat, origin: Origin) -> Sample:
+        """Masks from characters: a token belongs to a span if it has a character in it.
+
+        White space around an answer is learnt where the model is to write it, but isn't content.
+        """
+        self._refuse_markers(chat)
+        turns = chat.rendered.turns
+        if not turns:
+            raise DataError("no message is the assistant's, so there is nothing to learn")
+        supervised, content = [False] * len(chat.ids), [False] * len(chat.ids)
+        for turn in turns:
+            answer = self._answer(chat, turn)
+            learnt = self._learnt(chat, turn, answer)
+            if turn is turns[-1] or not self._last_only:
+                supervised[learnt] = [True] * (learnt.stop - learnt.start)
+                content[answer] = [True] * (answer.stop - answer.start)
+        supervised[0] = content[0] = False
+        return Sample(tuple(chat.ids), tuple(supervised), tuple(content), origin)
+
+    def _answer(self, chat: _Chat, turn: Turn) -> slice:
+        """The tokens of an answer, white space around it apart; verified to be its text."""
+        text = chat.rendered.text
+        answer = text[turn.begin : turn.end]
+        begin = turn.end - len(answer.lstrip())
+        end = turn.begin + len(answer.rstrip())
+        first = chat.ending_after(begin)
+        after = max(first, chat.beginning_after(end - 1))
+        if first < after:
+            around = text[chat.offsets[first][0] : begin], text[end : chat.offsets[after - 1][1]]
+            for part in around:
+                if part.strip():
+                    raise DataError(
+                        f"the tokenizer joins {part!r}, the chat template's, with the answer "
+                        f"{answer[:60]!r} in one token, which a prompt alone would not have; the "
+                        "template should set answers apart by white space or special tokens"
+                    )
+        self._verify(answer, chat.ids[first:after])
+        return slice(first, after)
+
+    def _learnt(self, chat: _Chat, turn: Turn, answer: slice) -> slice:
+        """The tokens that the model is to write: the answer, what leads it, its end of turn."""
+        first = min(answer.start, chat.ending_after(turn.start))
+        while (
+            first < answer.start
+            and chat.ids[first] in self._markers
+            and chat.offsets[first][0] < turn.start
+        ):
+            first += 1  # a marker that swallows the white space after it
+        last = self._end_of_turn(chat, turn, answer.stop)
+        return slice(first, max(last + 1, chat.beginning_after(turn.marked - 1)))
+
+    def _end_of_turn(self, chat: _Chat, turn: Turn, after: int) -> int:
+        """Index of the special token that follows an answer, white space apart."""
+        text, contents = chat.rendered.text, chat.rendered.contents
+        others = (begin for message, begin, _ in contents if message != turn.message)
+        next_message = next((begin for begin in others if begin >= turn.end), len(text))
+        for index in range(after, len(chat.ids)):
+            begin, end = chat.offsets[index]
+            if begin >= next_message and begin < end:
+                break
+            if chat.ids[index] in self._markers:
+                return index
+            if text[begin:end].strip():
+                break
+        raise DataError(
+            "the chat template writes no end-of-turn token after the assistant's text, so the "
+            "model would never learn to stop; let the answer end with the tokenizer's end token"
+        )
+
+    def _refuse_markers(self, chat: _Chat) -> None:
+        """Raise DataError where a message's own text became one of the tokens that part turns."""
+        text, contents = chat.rendered.text, chat.rendered.contents
+        begins = [begin for _, begin, _ in contents]
+        outside = set(self._named)
+        inside: list[tuple[int, int, str]] = []
+        for token, (begin, end) in zip(chat.ids, chat.offsets, strict=True):
+            written = self._special.get(token)
+            if written is None or written not in text[begin:end]:  # a byte may be such a token too
+                continue
+            at = text.index(written, begin)  # some swallow the white space around them
+            near = max(0, bisect_right(begins, at) - 1)
+            for message, start, stop in contents[near : near + 2]:
+                if start < at + len(written) and at < stop:
+                    inside.append((token, message, written))
+                    break
+            else:
+                outside.add(token)
+        for token, message, written in inside:
+            if token in outside:
+                raise DataError(
+                    f"messages[{message}] holds the text {written!r}, which the tokenizer reads as "
+                    "a token that begins or ends a turn; take it out of the data (a space inside "
+                    "it is enough), or write the data as prompt/completion"
+                )
+
+    def _pairs(self, examples: Sequence[Example], faults: Faults) -> list[Sample | None]:
+        """Prompts and completions without a template.
+
+        A sample begins with exactly the tokens that its prompt has alone, as it will at generation.
+        Where the tokenizer would merge text across the boundary, the two are tokenized apart.
+        """
+        prompts = [example.messages[0].content for example in examples]
+        answers = [example.messages[1].content for example in examples]
+        joined = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        samples: list[Sample | None] = []
+        for example, answer, (prompt_ids, _), (ids, _) in zip(
+            examples, answers, self._encodings(prompts), self._encodings(joined), strict=True
+        ):
+            if ids[: len(prompt_ids)] == prompt_ids:
+                answer_ids = ids[len(prompt_ids) :]
+            else:
+                answer_ids = token_ids(self._tokenizer, answer)
+            try:
+                self._verify(answer, answer_ids)
+                samples.append(self._framed(prompt_ids, answer_ids, example.origin))
+            except DataError as error:
+                faults.add(DataError(f"{example.origin}: {error}"))
+                samples.append(None)
+        return samples
+
+    def _texts(self, examples: Sequence[Example], faults: Faults) -> list[Sample | None]:
+        texts = [example.messages[0].content for example in examples]
+        return [
+            self._framed([], ids, example.origin)
+            for example, (ids, _) in zip(examples, self._encodings(texts), strict=True)
+        ]
+
+    def _framed(self, prompt_ids: list[int], answer_ids: list[int], origin: Origin) -> Sample:
+        """Opening (a begin-of-text token, if the tokenizer has one), prompt, answer, end token."""
+        unlearnt = len(self._opening) + len(prompt_ids)
+        ended = answer_ids[-1:] == [self._end]
+        answer = answer_ids if ended else [*answer_ids, self._end]
+        supervised = [False] * unlearnt + [True] * len(answer)
+        content = [*supervised[:-1], False]
+        supervised[0] = content[0] = False
+        ids = (*self._opening, *prompt_ids, *answer)
+        return Sample(ids, tuple(supervised), tuple(content), origin)
+
+    def _verify(self, answer: str, ids: list[int]) -> None:
+        """Raise DataError unless the tokens, decoded, give the answer back."""
+        if self._tokenizer.unk_token_id in ids:
+            return  # what the vocabulary lacks can't come back
+        decoded = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if _plain(answer) != _plain(decoded):
+            raise DataError(
+                f"the supervised tokens decode to {decoded[:60]!r}, not to the answer "
+                f"{answer[:60]!r}; the tokenizer's offsets or its chat template are faulty"
+            )
+
+    def _encodings(self, texts: list[str]) -> Iterable[tuple[list[int], list[tuple[int, int]]]]:
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+
+
+def opening(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text: a begin-of-text token or nothing."""
+    plain, framed = token_ids(tokenizer, "a"), list(tokenizer("a")["input_ids"])
+    for begin in range(len(framed) - len(plain) + 1):
+        if framed[begin : begin + len(plain)] == plain:
+            return framed[:begin]
+    return []
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text alone, without any special ones around it."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A rendered conversation and its tokens."""
+
+    rendered: Rendered
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def ending_after(self, place: int) -> int:
+        """The first token that ends after this character."""
+        return bisect_right(self.offsets, place, key=_ending)
+
+    def beginning_after(self, place: int) -> int:
+        """The first token that begins after this character."""
+        return bisect_right(self.offsets, place, key=_beginning)
+
+
+def _beginning(offset: tuple[int, int]) -> int:
+    return offset[0]
+
+
+def _ending(offset: tuple[int, int]) -> int:
+    return offset[1]
+
+
+def _plain(text: str) -> str:
+    """Text without what tokenizers may change: white space, and the form of composed letters."""
+    return "".join(unicodedata.normalize("NFKC", text).split())
