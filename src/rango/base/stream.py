@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 
@@ -69,7 +69,7 @@ def stream_model(
         _read_generation_config(model, checkpoint.folder)
         model.requires_grad_(False)
         digests = arrivals.finish()
-        arrivals.release_all_but(model)
+        arrivals.release()
     return_freed_memory()
     return Streamed(model.eval(), digests)
 
@@ -144,16 +144,11 @@ class _Arrivals:
             self._collect()
         return self._digests
 
-    def release_all_but(self, model: nn.Module) -> None:
-        """Let go of the pages of what the model does not hold as it is in the file."""
-        held = {
-            tensor.untyped_storage().data_ptr()
-            for tensor in (*model.parameters(), *model.buffers())
-            if not tensor.is_meta
-        }
-        for address, (file, name) in self._views.items():
-            if address not in held:
-                file.release(name)
+    def release(self) -> None:
+        """Let go of the pages of what was read; the model's views of the file bring back what is
+        used of them, of an embedding a few rows."""
+        for file, name in self._views.values():
+            file.release(name)
 
     def _read_quantized(self, weight: str, group: list[str]) -> Quantized:
         return read_quantized(weight, {name: self.read(name) for name in group}, self.dtype)
