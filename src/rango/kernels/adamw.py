@@ -39,6 +39,7 @@ def adamw_(
         module is None
         or any(table.shape != parameters.shape for table in tables)
         or steps.shape != (rows,)
+        or not (steps.is_cpu and rates.is_cpu)
         or torch.broadcast_shapes(rates.shape, (rows, size)) != (rows, size)
     ):
         reference.adamw_(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from rango.kernels.dispatch import native
-from rango.kernels.gated import _CODES
+from rango.kernels.gated import CODES
 from rango.kernels.products import FrozenWeight, weight_handle
 
 Linear = tuple[FrozenWeight, Tensor | None]
@@ -38,7 +38,7 @@ def decoder_layer(
     """
     small = [bias for _, bias in linears] + [norm[0] for norm in norms if norm is not None]
     module = native(*small)
-    if module is None or activation not in _CODES:
+    if module is None or activation not in CODES:
         return None
     weights = [weight_handle(module, weight) for weight, _ in linears]
     if any(weight is None for weight in weights) or not _lengths_fit(linears, norms, head_dim):
@@ -49,7 +49,7 @@ def decoder_layer(
         kv_heads,
         head_dim,
         scale,
-        _CODES[activation],
+        CODES[activation],
         weights,
         [0 if bias is None else bias.data_ptr() for _, bias in linears],
         [0 if norm is None else norm[0].data_ptr() for norm in norms],

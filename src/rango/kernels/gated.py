@@ -16,13 +16,13 @@ from rango.kernels.rows import address_rows, native_rows
 from rango.numerics import gated as reference
 
 # csrc/gated.h's numbers
-_CODES = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2, "gelu_new": 2, "relu": 3}
+CODES = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2, "gelu_new": 2, "relu": 3}
 
 
 def activate(x: Tensor, activation: str, *, out: Tensor | None = None) -> Tensor:
     """act(x), any shape; ConfigError if the activation is unknown."""
     module = _native(x, out)
-    if module is None or activation not in _CODES:
+    if module is None or activation not in CODES:
         return reference.activate(x, activation, out=out)
     y = x.new_empty(x.shape) if out is None else out
     _forward(module, y, x, None, activation)
@@ -35,7 +35,7 @@ def activate_backward(
 ) -> Tensor:
     """dx from grad, the gradient of act(x), of the same shape as x."""
     module = _native(x, grad, out)
-    if module is None or activation not in _CODES:
+    if module is None or activation not in CODES:
         return reference.activate_backward(grad, x, activation, out=out)
     dx = x.new_empty(x.shape) if out is None else out
     _backward(module, (dx, None), grad, x, None, activation)
@@ -46,7 +46,7 @@ def activate_backward(
 def gated(gate: Tensor, up: Tensor, activation: str, *, out: Tensor | None = None) -> Tensor:
     """act(gate)·up, both of one shape."""
     module = _native(gate, up, out)
-    if module is None or activation not in _CODES:
+    if module is None or activation not in CODES:
         return reference.gated(gate, up, activation, out=out)
     y = gate.new_empty(gate.shape) if out is None else out
     _forward(module, y, gate, up, activation)
@@ -64,7 +64,7 @@ def gated_backward(
 ) -> tuple[Tensor, Tensor]:
     """(d_gate, d_up) from grad, the gradient of act(gate)·up, all of one shape."""
     module = _native(gate, up, grad, *(out or ()))
-    if module is None or activation not in _CODES:
+    if module is None or activation not in CODES:
         return reference.gated_backward(grad, gate, up, activation, out=out)
     pair = (gate.new_empty(gate.shape), up.new_empty(up.shape)) if out is None else out
     _backward(module, pair, grad, gate, up, activation)
@@ -85,7 +85,7 @@ def _forward(module: Any, y: Tensor, gate: Tensor, up: Tensor | None, activation
     module.gated(
         *(_rows(module, t) for t in (y, gate, up)),
         *_sizes(gate),
-        _CODES[activation],
+        CODES[activation],
         torch.get_num_threads(),
     )
 
@@ -101,7 +101,7 @@ def _backward(
     module.gated_backward(
         *(_rows(module, t) for t in (*out, grad, gate, up)),
         *_sizes(gate),
-        _CODES[activation],
+        CODES[activation],
         torch.get_num_threads(),
     )
 
