@@ -13,7 +13,7 @@ from rango.adapters.routing import Routing
 
 
 def test_the_share_kept_is_right_and_spread() -> None:
-    key = DropoutKey(jobs=(5,), step=3)
+    key = DropoutKey(jobs=(5,), steps=(3,))
     kept = keep_mask(key, 0, "up", None, (400, 500), 0.3).float()
     assert abs(kept.mean() - 0.7) < 0.005
     assert (kept.mean(dim=0) - 0.7).abs().max() < 0.12  # five standard deviations
@@ -23,20 +23,20 @@ def test_the_share_kept_is_right_and_spread() -> None:
 
 
 def test_every_part_of_the_key_counts() -> None:
-    base = keep_mask(DropoutKey((5,), 3), 0, "up", None, (20, 30), 0.5)
+    base = keep_mask(DropoutKey((5,), (3,)), 0, "up", None, (20, 30), 0.5)
     for key, module in (
-        (DropoutKey((6,), 3), "up"),
-        (DropoutKey((5,), 4), "up"),
-        (DropoutKey((5,), 3), "down"),
+        (DropoutKey((6,), (3,)), "up"),
+        (DropoutKey((5,), (4,)), "up"),
+        (DropoutKey((5,), (3,)), "down"),
     ):
         assert not torch.equal(base, keep_mask(key, 0, module, None, (20, 30), 0.5))
-    assert torch.equal(base, keep_mask(DropoutKey((1, 5), 3), 1, "up", None, (20, 30), 0.5))
+    assert torch.equal(base, keep_mask(DropoutKey((1, 5), (3, 3)), 1, "up", None, (20, 30), 0.5))
 
 
 def test_a_token_keeps_its_mask_wherever_it_is_batched() -> None:
     ids = torch.tensor([7, 8, 9, 100, 101])
-    alone = keep_mask(DropoutKey((5,), 3, ids[3:]), 0, "up", None, (2, 30), 0.5)
-    together = DropoutKey((1, 5), 3, ids)
+    alone = keep_mask(DropoutKey((5,), (3,), ids[3:]), 0, "up", None, (2, 30), 0.5)
+    together = DropoutKey((1, 5), (3, 3), ids)
     assert torch.equal(alone, keep_mask(together, 1, "up", torch.tensor([3, 4]), (2, 30), 0.5))
 
 
@@ -51,7 +51,7 @@ def test_gradients_go_through_the_same_mask() -> None:
     y = model(x)
     y.sum().backward()
     site = adapted.sites["0"]
-    keep = keep_mask(DropoutKey((9,), 2), 0, "0", None, (6, 30), 0.4)
+    keep = keep_mask(DropoutKey((9,), (2,)), 0, "0", None, (6, 30), 0.4)
     dropped = (x * keep / 0.6).detach()
     lora_A, lora_B = site.factors(0)
     torch.testing.assert_close(y, model[0].base_layer(x) + dropped @ lora_A.T @ lora_B.T)

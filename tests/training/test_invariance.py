@@ -8,7 +8,7 @@ from models import build, inputs
 from torch import Tensor
 
 from rango.adapters.attach import attach
-from rango.training.optimizer import BankAdamW
+from rango.training.optimizer import AdamWSettings, BankAdamW
 
 
 def trajectory(p: float, q: float) -> tuple[list[float], Tensor]:
@@ -20,7 +20,9 @@ def trajectory(p: float, q: float) -> tuple[list[float], Tensor]:
         if tensor == "lora_A":
             adapted.sites[site].A.data.mul_(p)
         rates[:, part] *= p if tensor == "lora_A" else q
-    optimizer = BankAdamW(adapted.bank, eps=0.0)  # so that it does not see a gradient's scale
+    optimizer = BankAdamW(
+        adapted.bank, AdamWSettings(eps=0.0)
+    )  # so that it does not see a gradient's scale
     ids, losses = inputs(4, 16), []
     for _ in range(10):
         loss = adapted.model(input_ids=ids, labels=ids).loss

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rango.adapters.bank import Bank
 from rango.adapters.layout import RowLayout
 from rango.errors import AdapterError
-from rango.training.optimizer import BankAdamW, ModelAdamW
+from rango.training.optimizer import AdamWSettings, BankAdamW, ModelAdamW
 
 
 def make_bank(rows: int = 3, size: int = 40) -> Bank:
@@ -42,7 +42,7 @@ def torch_adamw(start: Tensor, gradients: list[Tensor], rates: list[float], deca
 def test_equals_torch_adamw(decay: float) -> None:
     bank = make_bank(rows=1)
     start, gradients = bank.parameters.clone(), []
-    optimizer = BankAdamW(bank, weight_decay=decay)
+    optimizer = BankAdamW(bank, AdamWSettings(weight_decay=decay))
     rates = [1e-2 / (step + 1) for step in range(30)]
     for step, rate in enumerate(rates):
         set_gradients(bank, step)
@@ -53,11 +53,54 @@ def test_equals_torch_adamw(decay: float) -> None:
     bank.check_sharing()
 
 
+def test_each_row_has_its_own_settings_and_limit() -> None:
+    settings = [
+        AdamWSettings(beta1=0.5, weight_decay=0.2),
+        AdamWSettings(beta2=0.9),
+        AdamWSettings(eps=1e-3),
+    ]
+    limits, rates = torch.tensor([0.5, 0.0, 2.0]), torch.tensor([1e-2, 2e-2, 3e-2])
+    bank = make_bank()
+    together = BankAdamW(bank)
+    together.settings = list(settings)
+    alone = []
+    for row in range(3):
+        single = make_bank(rows=1)
+        single.parameters.copy_(make_bank().parameters[row : row + 1])
+        alone.append((single, BankAdamW(single, settings[row])))
+    for step in range(5):
+        set_gradients(bank, step)
+        given = bank.gradients.clone()
+        norms = together.clip(limits)
+        together.step(rates)
+        for row, (single, optimizer) in enumerate(alone):
+            single.gradients.copy_(given[row : row + 1])
+            torch.testing.assert_close(optimizer.clip(float(limits[row]))[0], norms[row])
+            optimizer.step(float(rates[row]))
+            assert torch.equal(single.parameters[0], bank.parameters[row])
+
+
+def test_a_row_that_starts_anew_forgets() -> None:
+    bank, fresh = make_bank(), make_bank()
+    optimizer = BankAdamW(bank)
+    set_gradients(bank, 0)
+    optimizer.step(1e-2)
+    optimizer.renew(1, AdamWSettings(weight_decay=0.3))
+    bank.parameters.copy_(fresh.parameters)
+    other = BankAdamW(fresh, AdamWSettings(weight_decay=0.3))
+    for each in (bank, fresh):
+        set_gradients(each, 1)
+    optimizer.step(1e-2)
+    other.step(1e-2)
+    assert torch.equal(bank.parameters[1], fresh.parameters[1])
+    assert optimizer.steps.tolist() == [2, 1, 2]
+
+
 @pytest.mark.parametrize("active", [[0], [1, 2], [0, 2]])
 def test_each_row_counts_its_own_steps_and_idle_rows_rest(active: list[int]) -> None:
     bank = make_bank()
     start = bank.parameters.clone()
-    optimizer = BankAdamW(bank, weight_decay=0.1, active=active)
+    optimizer = BankAdamW(bank, AdamWSettings(weight_decay=0.1), active=active)
     history: list[tuple[Tensor, list[int]]] = []
     for step in range(6):
         if step == 3:
@@ -106,7 +149,7 @@ def test_a_learning_rate_for_each_element() -> None:
 def test_elements_without_gradient_stay_exactly_as_they_are_even_without_epsilon() -> None:
     bank = make_bank()
     bank.parameters[:, ::2] = 0.0
-    optimizer = BankAdamW(bank, eps=0.0, weight_decay=0.1)
+    optimizer = BankAdamW(bank, AdamWSettings(eps=0.0, weight_decay=0.1))
     for step in range(3):
         set_gradients(bank, step)
         bank.gradients[:, ::2] = 0.0
@@ -149,7 +192,7 @@ def make_model() -> nn.Module:
 
 def test_model_adamw_clips_as_one_part_and_equals_torch() -> None:
     ours, theirs = make_model(), make_model()
-    optimizer = ModelAdamW(dict(ours.named_parameters()), weight_decay=0.1)
+    optimizer = ModelAdamW(dict(ours.named_parameters()), AdamWSettings(weight_decay=0.1))
     reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.1)
     for step in range(5):
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))

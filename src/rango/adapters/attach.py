@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -160,12 +160,23 @@ class Adapted:
         self._check_unmerged()
         self.switch.factors = self.switch.factors | {row: factor}
 
-    def dropout_key(self, step: int, *, job: int = 0, token_ids: Tensor | None = None) -> None:
+    def dropout_key(
+        self,
+        step: int | Sequence[int],
+        *,
+        job: int | Sequence[int] = 0,
+        token_ids: Tensor | None = None,
+    ) -> None:
         """Fix what dropout draws in the next passes: a function of job, step, module and token.
 
-        token_ids: int64, one a token of the batch, the same for a token wherever it is batched.
+        step, job: one for all rows, or one a row. token_ids: int64, one a token of the batch, the
+        same for a token wherever it is batched.
         """
-        self.switch.dropout = DropoutKey((job,) * self.bank.rows, step, token_ids)
+        rows = self.bank.rows
+        jobs, steps = (
+            (value,) * rows if isinstance(value, int) else tuple(value) for value in (job, step)
+        )
+        self.switch.dropout = DropoutKey(jobs, steps, token_ids)
 
     def train(self, mode: bool = True) -> None:
         """Switch the adapters' dropout on or off; the base's own modules stay as they are."""

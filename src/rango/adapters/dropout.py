@@ -14,12 +14,13 @@ class DropoutKey:
     """What the masks of one step derive from.
 
     jobs: for each row of the bank, a number that stands for its job (its seed).
+    steps: for each row, the step of its job.
     token_ids: int64, one a token of the batch in order (any shape), the same for a token wherever
         it is batched; None numbers the tokens in the order of the batch.
     """
 
     jobs: tuple[int, ...]
-    step: int
+    steps: tuple[int, ...]
     token_ids: Tensor | None = None
 
 
@@ -43,7 +44,7 @@ def keep_mask(
         ids = ids if tokens is None else ids[tokens]
     else:
         ids = torch.arange(count, device=device) if tokens is None else tokens
-    seed = stable_seed(key.jobs[row], key.step, module)
+    seed = stable_seed(key.jobs[row], key.steps[row], module)
     columns = torch.arange(features, device=ids.device)
     mixed = _splitmix64(_splitmix64(ids + seed)[:, None] + columns)
     # 53 high bits as a fraction in [0, 1)

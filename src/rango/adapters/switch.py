@@ -33,4 +33,4 @@ class Switch:
         if self.dropout is not None:
             return self.dropout
         drawn = int(torch.randint(2**62, ()).item())
-        return DropoutKey(jobs=(drawn,) * rows, step=0)
+        return DropoutKey(jobs=(drawn,) * rows, steps=(0,) * rows)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -40,37 +41,45 @@ class Optimizer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class AdamWSettings:
+    """What AdamW takes besides a learning rate."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
 class BankAdamW:
     """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101), elementwise over (rows, P).
 
         m ← β1·m + (1-β1)·g          v ← β2·v + (1-β2)·g²
         w ← w·(1 - lr·λ) - lr · m/(1-β1ᵗ) / (√(v/(1-β2ᵗ)) + ε)
 
-    Each row has its own step count t and its own gradient norm. A row that is not `active` is
-    neither stepped nor decayed. With ε = 0 an element that never had a gradient stays as it is.
+    Each row has its own settings, its own step count t and its own gradient norm. A row that is not
+    `active` is neither stepped nor decayed. With ε = 0 an element that never had a gradient stays
+    as it is.
 
-    active: (rows,) bool, which rows take part; may be changed between steps.
+    settings: one for each row; may be changed between steps, as may
+    active: (rows,) bool, which rows take part.
     """
 
     def __init__(
         self,
         bank: Bank,
+        settings: AdamWSettings | None = None,
         *,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
         active: Iterable[int] | None = None,
     ) -> None:
         self.bank = bank
-        self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
+        self.settings = [settings or AdamWSettings()] * bank.rows
         self.exp_avg = torch.zeros_like(bank.parameters)
         self.exp_avg_sq = torch.zeros_like(bank.parameters)
         self.steps = torch.zeros(bank.rows, dtype=torch.int64)
         self.active = torch.ones(bank.rows, dtype=torch.bool)
         if active is not None:
-            self.active[:] = False
-            self.active[list(active)] = True
+            self.activate(active)
 
     @property
     def gradients(self) -> Tensor:
@@ -79,12 +88,26 @@ class BankAdamW:
             raise AdapterError("the bank holds no gradients; attach with trainable=True to train")
         return self.bank.gradients
 
+    def activate(self, rows: Iterable[int]) -> None:
+        """Let these rows take part in the next steps, and no others."""
+        self.active[:] = False
+        self.active[list(rows)] = True
+
+    def renew(self, row: int, settings: AdamWSettings) -> None:
+        """Start a row anew: no moments, no steps, these settings."""
+        self.settings[row] = settings
+        for table in (self.exp_avg, self.exp_avg_sq, self.steps):
+            table[row] = 0
+
     @torch.no_grad()
-    def clip(self, max_norm: float) -> Tensor:
-        """Scale each row's gradient down to `max_norm`; (rows,) norms before that."""
+    def clip(self, max_norm: float | Tensor) -> Tensor:
+        """Scale each row's gradient down to `max_norm`, one for all or (rows,), 0 for none; (rows,)
+        norms before that."""
         norms = row_norms(self.gradients)
-        if max_norm > 0:
-            self.gradients.mul_((max_norm / (norms + _CLIP_EPS)).clamp(max=1.0)[:, None])
+        limits = torch.as_tensor(max_norm, dtype=norms.dtype, device=norms.device)
+        if bool((limits > 0).any()):
+            factors = torch.where(limits > 0, limits / (norms + _CLIP_EPS), 1.0)
+            self.gradients.mul_(factors.clamp(max=1.0)[:, None])
         return norms
 
     @torch.no_grad()
@@ -94,43 +117,40 @@ class BankAdamW:
         learning_rate: one for all; (rows,) one a row; or two-dimensional and broadcast to
             (rows, P), one an element (LoRA+, arXiv 2402.12354, has a larger one for lora_B).
         """
-        rows = self.active.nonzero()[:, 0]
-        if not len(rows):
-            return
-        self.steps[rows] += 1
-        device = self.bank.parameters.device
-        rates = torch.as_tensor(learning_rate, dtype=torch.float64, device=device)
+        self.steps[self.active] += 1
+        rates = torch.as_tensor(learning_rate, dtype=torch.float64)
+        rates = rates.to(self.bank.parameters.device)
         if rates.ndim == 1:
             rates = rates[:, None]
-        if rates.ndim == 2 and rates.shape[0] == self.bank.rows:
-            rates = rates[rows.to(device)]
-        counts = self.steps[rows].to(device, torch.float64)[:, None]  # (n, 1)
+        counts = self.steps.to(rates.device, torch.float64)
         tables = (self.bank.parameters, self.gradients, self.exp_avg, self.exp_avg_sq)
-        first, count = int(rows[0]), len(rows)
-        if int(rows[-1]) - first + 1 == count:  # neighbours: views, nothing is copied
-            self._update([table[first : first + count] for table in tables], rates, counts)
-            return
-        index = rows.to(device)
-        chosen = [table[index] for table in tables]
-        self._update(chosen, rates, counts)
-        for table, changed in zip(tables, chosen, strict=True):
-            table[index] = changed
+        for rows in self._alike():  # neighbours: views, nothing is copied
+            each = rates.ndim == 2 and rates.shape[0] == self.bank.rows
+            settings = self.settings[rows.start]
+            parameters, gradients, exp_avg, exp_avg_sq = (table[rows] for table in tables)
+            adamw_(
+                parameters,
+                gradients,
+                exp_avg,
+                exp_avg_sq,
+                counts[rows],
+                rates[rows] if each else rates,
+                beta1=settings.beta1,
+                beta2=settings.beta2,
+                eps=settings.eps,
+                weight_decay=settings.weight_decay,
+            )
 
-    def _update(self, tables: Sequence[Tensor], rates: Tensor, counts: Tensor) -> None:
-        """In place; each table (n, P), rates broadcast to that, counts (n, 1)."""
-        parameters, gradients, exp_avg, exp_avg_sq = tables
-        adamw_(
-            parameters,
-            gradients,
-            exp_avg,
-            exp_avg_sq,
-            counts[:, 0],
-            rates,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-        )
+    def _alike(self) -> Iterator[slice]:
+        """Ranges of active rows that lie side by side and have the same settings."""
+        active = [*self.active.tolist(), False]
+        first: int | None = None
+        for row, acts in enumerate(active):
+            if first is not None and not (acts and self.settings[row] == self.settings[first]):
+                yield slice(first, row)
+                first = None
+            if acts and first is None:
+                first = row
 
     def zero_grad(self) -> None:
         """Zero the gradient table."""
@@ -151,18 +171,15 @@ class ModelAdamW:
     def __init__(
         self,
         parameters: dict[str, nn.Parameter],
-        *,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        settings: AdamWSettings | None = None,
     ) -> None:
+        settings = settings or AdamWSettings()
         self.parameters = parameters
         self._adamw = torch.optim.AdamW(
             parameters.values(),
-            betas=(beta1, beta2),
-            eps=eps,
-            weight_decay=weight_decay,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
             fused=True,
         )
         for parameter in parameters.values():  # there from the start, so that the state is too

@@ -16,7 +16,7 @@ from rango.base.load import Base
 from rango.data.samples import Batch
 from rango.errors import ConfigError
 from rango.training.config import TrainingConfig
-from rango.training.optimizer import BankAdamW, ModelAdamW, Optimizer
+from rango.training.optimizer import AdamWSettings, BankAdamW, ModelAdamW, Optimizer
 
 _MOST_POSITIONS = 2**32  # so that (sample, position) is one number
 
@@ -51,7 +51,7 @@ class LoraTrainee:
     def __init__(self, adapted: Adapted, config: TrainingConfig, row: int = 0) -> None:
         self.adapted, self.row, self.config = adapted, row, config
         self.model = adapted.model
-        self.optimizer: Optimizer = BankAdamW(adapted.bank, active=[row], **_adamw(config))
+        self.optimizer: Optimizer = BankAdamW(adapted.bank, adamw_settings(config), active=[row])
         self._drops = any(site.dropouts[row] > 0 for site in adapted.sites.values())
 
     def weights(self) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ class FullTrainee:
             for name, parameter in base.model.named_parameters()
             if parameter.is_floating_point()
         }
-        self.optimizer: Optimizer = ModelAdamW(self._parameters, **_adamw(config))
+        self.optimizer: Optimizer = ModelAdamW(self._parameters, adamw_settings(config))
 
     def weights(self) -> dict[str, Tensor]:
         """By parameter name."""
@@ -153,10 +153,6 @@ def restore(trainee: Trainee, kept: dict[str, Tensor]) -> None:
         tensor.copy_(kept[name])
 
 
-def _adamw(config: TrainingConfig) -> dict[str, float]:
-    return {
-        "beta1": config.adam_beta1,
-        "beta2": config.adam_beta2,
-        "eps": config.adam_eps,
-        "weight_decay": config.weight_decay,
-    }
+def adamw_settings(config: TrainingConfig) -> AdamWSettings:
+    """What a config says of AdamW, the learning rate left out."""
+    return AdamWSettings(config.adam_beta1, config.adam_beta2, config.adam_eps, config.weight_decay)
