@@ -120,23 +120,37 @@ def test_recomputing_gives_the_same_bits_and_keeps_less(rows: int) -> None:
     found = {}
     for recompute in (False, True):
         adapted = _attached("qwen3", COMPILED[0], rows=rows)
-        saved: list[Tensor] = []
-
-        def pack(tensor: Tensor, saved: list[Tensor] = saved) -> Tensor:
-            saved.append(tensor)
-            return tensor
-
-        with (
-            recomputing(adapted.model, recompute),
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        ):
-            found[recompute] = _step(adapted, COMPILED[0])
-        # one storage counts once: each half's input is the output of the one before
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
-        kept[recompute] = sum(storages.values())
+        with recomputing(adapted.model, recompute):
+            found[recompute], kept[recompute] = _kept_in_a_step(adapted)
     for ours, theirs in zip(found[True], found[False], strict=True):
         assert torch.equal(ours, theirs)
     assert kept[True] < 0.6 * kept[False]
+
+
+def test_short_sequences_attend_again_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[bool, int] = {}
+    found = {}
+    for again in (False, True):
+        monkeypatch.setattr("rango.adapters.fused.attention._CHEAP", 0 if again else 1e9)
+        found[again], kept[again] = _kept_in_a_step(_attached("qwen3", COMPILED[0]))
+    for ours, theirs in zip(found[True], found[False], strict=True):
+        assert torch.equal(ours, theirs)
+    assert kept[True] < 0.95 * kept[False]
+
+
+def _kept_in_a_step(adapted: Adapted) -> tuple[tuple[Tensor, Tensor], int]:
+    """What _step gives, and the bytes saved for its backward pass."""
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = _step(adapted, COMPILED[0])
+    # one storage counts once: each half's input is the output of the one before
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+    return found, sum(storages.values())
 
 
 def test_the_cache_decodes_what_the_plain_model_does() -> None:

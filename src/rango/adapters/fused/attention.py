@@ -1,12 +1,14 @@
 """The attending half of a decoder layer: y = x + o(attention(rotate(q, k), v)), over norm(x).
 
 Saved for the backward pass: x, the rotated q and k, v, attention's output and its log-sum-exp. The
-norm is computed again there. With `recompute` only x is saved, and all of them are computed again;
-o's product never is.
+norm is computed again there, and so is attention's output where sequences are so short that it
+costs next to nothing beside the projections. With `recompute` only x is saved, and all of them are
+computed again; o's product never is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +29,10 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q (T, heads, dim), k and v (T, kv_heads, dim) -> (T, heads · dim)."""
 
 
-_narrow, _other = Workspace(), Workspace()  # for what no backward pass needs
+_CHEAP = 16
+"""Attention is computed again where it takes at most this part of the projections' operations."""
+
+_narrow, _other, _passing = Workspace(), Workspace(), Workspace()  # no backward pass needs these
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,30 @@ class SelfAttention:
         return y
 
     def attend(
-        self, normed: Tensor, parts: list[list[Part]], place: Place
+        self, normed: Tensor, parts: list[list[Part]], place: Place, passing: bool = False
     ) -> tuple[list[Tensor], list[list[Narrow]]]:
         """q, k, v, attention's output, its log-sum-exp, and q and k before their norms if they
-        have any; and what the adapters of q, k and v keep."""
+        have any; and what the adapters of q, k and v keep. The output is `passing` if it lies
+        where the next call's does."""
         heads, kept = self._heads(normed, parts)
         q, k, v = self._rotated(heads, place)
-        out, lse = attention(q, k, v, **_reach(place), scale=self.scale)
+        out, lse = self._attended(q, k, v, place, passing)
         return [q, k, v, out, lse, *(heads[:2] if self.q_norm is not None else [])], kept
+
+    def _attended(
+        self, q: Tensor, k: Tensor, v: Tensor, place: Place, passing: bool
+    ) -> tuple[Tensor, Tensor]:
+        out = _passing.like(q, q[0].numel()).view_as(q) if passing else None
+        return attention(q, k, v, **_reach(place), scale=self.scale, out=out)
+
+    def is_cheap(self, place: Place, tokens: int) -> bool:
+        """Whether attending costs so little beside the projections of `tokens` tokens that it is
+        done again rather than kept."""
+        assert place.table is not None  # noqa: S101 - no backward pass without one
+        lengths = place.table.bounds.diff().double()
+        seen = float((lengths * lengths).sum()) / (2 if place.table.causal else 1)
+        products = sum(math.prod(projection.weight.shape) for projection in self.projections)
+        return seen * self.q.out_features * _CHEAP < tokens * products
 
     def infer(self, x: Tensor, place: Place, attend: Attend) -> Tensor:
         """The same without gradients, attending as `attend` does (over a cache, say)."""
@@ -113,10 +134,13 @@ class _SelfAttention(torch.autograd.Function):
         flat = x.view(-1, x.shape[-1])  # (T, hidden)
         parts = [projection.parts(x.shape[:-1]) for projection in half.projections]
         normed = half.norm.forward(flat, out=_narrow.like(flat, flat.shape[1]))
-        inside, kept = half.attend(normed, parts, place)
+        ctx.attends_again = not recompute and half.is_cheap(place, len(flat))
+        inside, kept = half.attend(normed, parts, place, passing=ctx.attends_again)
         out = inside[3].flatten(1)
         y = torch.empty_like(x)
         kept.append(half.o.forward(out, parts[3], y.view_as(flat), start=flat))
+        if ctx.attends_again:
+            del inside[3:5]
         ctx.save_for_backward(x, *leaves, *([] if recompute else inside))
         ctx.half, ctx.place, ctx.parts, ctx.kept = half, place, parts, kept
         return y
@@ -131,6 +155,9 @@ class _SelfAttention(torch.autograd.Function):
         flat = x.view(-1, x.shape[-1])
         if not inside:
             inside, _ = half.attend(half.norm.forward(flat), ctx.parts, place)
+        elif ctx.attends_again:
+            q, k, v = inside[:3]
+            inside[3:3] = half._attended(q, k, v, place, passing=True)
         q, k, v, out, lse, *before_norms = inside
         grad = grad_y.reshape(flat.shape).contiguous()
         gradients = Gradients()
