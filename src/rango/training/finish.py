@@ -53,7 +53,7 @@ def finish(
     Raises StorageError, nothing being half-written; VerificationError, when all is written, if
     what was saved does not compute what was trained.
     """
-    facts = _facts(config, model, tokenizer, samples, trained)
+    facts = run_facts(config, model, tokenizer, samples, trained)
     some = [s.input_ids for s in (samples.valid or samples.train.samples)[:_PROVEN_ON]]
     expected = observe(model.model, some)
     part = folder.clear("adapter" if isinstance(model, Adapted) else "model")
@@ -130,7 +130,7 @@ def _save_model(
     )
 
 
-def _facts(
+def run_facts(
     config: RunConfig, model: Adapted | Base, tokenizer: Any, samples: Samples, trained: Trained
 ) -> Values:
     """What rango.json, result.json, the card and the report tell, the proof left out."""

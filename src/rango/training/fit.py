@@ -71,23 +71,28 @@ def train_model(
         trainee.optimizer.load_state(start.tensors["optimizer"])
         monitor.best = start.tensors["best"]
     peak = PeakMemory(next(model.model.parameters()).device)
-    run_steps(
-        Run(
-            trainee=trainee,
-            samples=samples,
-            plan=plan,
-            state=state,
-            monitor=monitor,
-            recorder=recorder or Unrecorded(),
-            packed=packed,
-            pad_id=pad_id,
-            progress=progress,
-        )
+    run = Run(
+        trainee=trainee,
+        samples=samples,
+        plan=plan,
+        state=state,
+        monitor=monitor,
+        recorder=recorder or Unrecorded(),
+        packed=packed,
+        pad_id=pad_id,
+        progress=progress,
     )
+    run_steps(run)
+    return conclude(run, model, peak.bytes())
+
+
+def conclude(run: Run, model: Adapted | Base, peak_memory: int) -> Trained:
+    """Put the best weights back, and say what became of a run that has ended."""
+    trainee, state, monitor = run.trainee, run.state, run.monitor
     if monitor.best:
         restore(trainee, monitor.best)
     with trainee.learning():
-        train_loss = _loss_on_some(monitor, samples, len(valid), config.seed)
+        train_loss = _loss_on_some(monitor, run.samples, len(monitor.valid), trainee.config.seed)
     adapted = _evaluation_at(state, state.best_step)
     return Trained(
         steps=state.step,
@@ -103,8 +108,8 @@ def train_model(
         supervised=state.supervised,
         seconds=state.seconds,
         step_seconds=state.step_seconds,
-        peak_memory=peak.bytes(),
-        packed=bool(packed),
+        peak_memory=peak_memory,
+        packed=bool(run.packed),
         evaluations=state.evaluations,
     )
 

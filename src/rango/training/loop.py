@@ -56,7 +56,7 @@ def run_steps(run: Run) -> None:
     with deterministic_kernels(), run.trainee.learning(), stop_requests() as request:
         optimizer.zero_grad()  # whatever a run that failed here before has left
         if not state.evaluations:  # what all later ones are compared with: the base
-            _look(run)
+            look(run)
         for batches in _steps(run):
             started = time.perf_counter()
 
@@ -82,9 +82,10 @@ def run_steps(run: Run) -> None:
             optimizer.zero_grad()
 
             state.step += 1
-            _account(run, batches, total, rate, norm, time.perf_counter() - started)
+            tokens = sum(batch.tokens for batch in batches)
+            account(run, tokens, targets, total, rate, norm, time.perf_counter() - started)
             if plan.evaluates_at(state.step):
-                _look(run)
+                look(run)
             if state.step == plan.total and state.stop is None:
                 state.stop = COMPLETED
             clock, state.seconds = _tick(clock, state.seconds)
@@ -119,13 +120,12 @@ def _steps(run: Run) -> Iterator[list[Batch]]:
         ]
 
 
-def _account(
-    run: Run, batches: list[Batch], total: float, rate: float, norm: float, seconds: float
+def account(
+    run: Run, tokens: int, targets: int, total: float, rate: float, norm: float, seconds: float
 ) -> None:
-    """Add a step that is done to the run's sums, and tell of it."""
+    """Add a step that is done to the run's sums, and tell of it; `total` is the sum of the losses
+    of its `targets`."""
     state = run.state
-    tokens = sum(batch.tokens for batch in batches)
-    targets = sum(batch.supervised for batch in batches)
     state.tokens += tokens
     state.supervised += targets
     state.recent_loss += total
@@ -145,7 +145,8 @@ def _account(
     run.progress("train", state.step, run.plan.total, "step", note)
 
 
-def _look(run: Run) -> None:
+def look(run: Run) -> None:
+    """Evaluate, and tell of it; may set `run.state.stop`."""
     values = run.monitor.look(run.state)
     if values:
         run.recorder.event("evaluation", run.state.step, **values)

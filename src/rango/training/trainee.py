@@ -18,7 +18,8 @@ from rango.errors import ConfigError
 from rango.training.config import TrainingConfig
 from rango.training.optimizer import AdamWSettings, BankAdamW, ModelAdamW, Optimizer
 
-_MOST_POSITIONS = 2**32  # so that (sample, position) is one number
+MOST_POSITIONS = 2**32
+"""So that (sample, position) is one number."""
 
 
 class Trainee(Protocol):
@@ -48,10 +49,19 @@ class Trainee(Protocol):
 class LoraTrainee:
     """Row `row` of a bank; the base and all other rows stay as they are."""
 
-    def __init__(self, adapted: Adapted, config: TrainingConfig, row: int = 0) -> None:
+    def __init__(
+        self,
+        adapted: Adapted,
+        config: TrainingConfig,
+        row: int = 0,
+        optimizer: BankAdamW | None = None,
+    ) -> None:
+        """optimizer: one that other rows share; by default the row gets its own."""
         self.adapted, self.row, self.config = adapted, row, config
         self.model = adapted.model
-        self.optimizer: Optimizer = BankAdamW(adapted.bank, adamw_settings(config), active=[row])
+        self.optimizer: Optimizer = optimizer or BankAdamW(
+            adapted.bank, adamw_settings(config), active=[row]
+        )
         self._drops = any(site.dropouts[row] > 0 for site in adapted.sites.values())
 
     def weights(self) -> dict[str, Tensor]:
@@ -78,7 +88,7 @@ class LoraTrainee:
             yield
             return
         indices = torch.tensor(batch.indices)
-        ids = indices[batch.samples] * _MOST_POSITIONS + batch.position_ids
+        ids = indices[batch.samples] * MOST_POSITIONS + batch.position_ids
         self.adapted.dropout_key(step, job=self.config.seed, token_ids=ids)
         self.adapted.train(True)
         try:

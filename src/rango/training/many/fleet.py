@@ -1,0 +1,388 @@
+"""The jobs of a run: they get a row, train in rounds beside each other, and give it back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rango.adapters.attach import Adapted
+from rango.adapters.recompute import recomputing
+from rango.adapters.targets import Target
+from rango.data.templates.choose import use_template
+from rango.data.tokens.pack import Packed
+from rango.errors import ConfigError, DataError, RangoError, TokenizerError
+from rango.evaluation.fit import check_fit
+from rango.progress import Progress, silent
+from rango.tracking.events import EventLog, json_numbers
+from rango.training.checkpoint import Origins, RunState
+from rango.training.determinism import deterministic_kernels
+from rango.training.fit import conclude
+from rango.training.interrupt import stop_requests
+from rango.training.loop import Run, account, look
+from rango.training.many.config import ManyConfig
+from rango.training.many.finish import finish_job
+from rango.training.many.gradients import Share, add_gradients
+from rango.training.many.job import Job
+from rango.training.many.scheduler import Scheduler
+from rango.training.many.snapshot import Snapshot, Training, latest_snapshot, save_snapshot
+from rango.training.memory import PeakMemory
+from rango.training.monitor import COMPLETED, Monitor, check_measurable
+from rango.training.optimizer import BankAdamW
+from rango.training.prepare import prepare_samples
+from rango.training.reference import forgetting_of
+from rango.training.run_folder import RunFolder
+from rango.training.schedule import check_training, plan_steps
+from rango.training.trainee import LoraTrainee, adamw_settings
+
+_SHARE_OF_SNAPSHOTS = 0.05
+"""At most this part of the time goes into snapshots, however often they are asked for."""
+
+TRAINED, FAILED = "trained", "failed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    status: str
+    """trained, or failed."""
+    detail: str
+    """Why it ended, as a sentence."""
+    steps: int = 0
+    saved: str | None = None
+    """The adapter's folder."""
+    base_loss: float | None = None
+    """On what was held out, nats a token; None without it."""
+    loss: float | None = None
+
+
+@dataclass
+class Fleet:
+    """A run of many jobs, ready to start or to go on."""
+
+    config: ManyConfig
+    folder: RunFolder
+    adapted: Adapted
+    tokenizer: Any
+    targets: Callable[[str], list[Target]]
+    """A job's, by its name."""
+    packed: Packed
+    origins: Origins
+    watch: Callable[[Fleet], None]
+    """Called after each round, and when a job begins or ends."""
+    progress: Progress = silent
+    round: int = 0
+    jobs: dict[str, Job] = field(default_factory=dict)
+    """Those that train, in the order in which they began."""
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """Of those that have ended."""
+
+    def __post_init__(self) -> None:
+        self.by_name = {job.name: job for job in self.config.jobs}
+        self.waiting = list(reversed(self.by_name))  # the next one last
+        self.scheduler = Scheduler(self.config.round_tokens)
+        self.optimizer = BankAdamW(self.adapted.bank, active=[])
+        self.snapshots = self.folder.path / "snapshots"
+        self._peak = PeakMemory(self.adapted.bank.parameters.device)
+        self._saved_at, self._saving = time.monotonic(), 0.0
+
+    def run(self) -> None:
+        """Train all jobs. Raises KeyboardInterrupt after SIGINT or SIGTERM, the round being
+        finished and everything saved."""
+        with deterministic_kernels(), stop_requests() as request:
+            self._resume()
+            while self._admit():
+                self._round()
+                asked = request.asked  # read once: what is asked from here on waits a round
+                if asked or self._is_due():
+                    self._save()
+                if asked:
+                    raise KeyboardInterrupt(f"interrupted after round {self.round}")
+
+    def close(self) -> None:
+        """Let go of the jobs' files."""
+        for job in self.jobs.values():
+            job.files.close()
+
+    # one round
+
+    def _round(self) -> None:
+        chosen = self.scheduler.choose({name: job.cost() for name, job in self.jobs.items()})
+        started = time.perf_counter()
+        jobs, shares, norms = self._gradients([self.jobs[name] for name in chosen])
+        rates = torch.zeros(self.adapted.bank.rows, dtype=torch.float64)
+        for job in jobs:
+            rates[job.row] = job.run.plan.rate(job.run.state.step)
+        self.optimizer.activate(job.row for job in jobs)
+        self.optimizer.step(rates)
+        self.optimizer.zero_grad()
+        self.round += 1
+        seconds = time.perf_counter() - started
+        tokens = sum(share.tokens for share in shares)
+        for job, share in zip(jobs, shares, strict=True):
+            job.run.state.step += 1
+            own = seconds * share.tokens / tokens  # of the round, its part
+            job.run.state.seconds += own
+            rate, norm = float(rates[job.row]), float(norms[job.row])
+            account(job.run, share.tokens, share.targets, share.loss, rate, norm, own)
+            self._judge(job)
+        self._tell()
+
+    def _gradients(self, jobs: list[Job]) -> tuple[list[Job], list[Share], torch.Tensor]:
+        """The gradients of these jobs' steps, clipped, in their rows; which of them have one, their
+        shares, and the norms (rows,). The others have ended."""
+        limits = torch.zeros(self.adapted.bank.rows)
+        for job in jobs:
+            limits[job.row] = job.run.trainee.config.max_grad_norm
+        shares = self._add(jobs)
+        norms = self.optimizer.clip(limits)
+        if not any(_fault(share, norms[job.row]) for job, share in zip(jobs, shares, strict=True)):
+            return jobs, shares, norms
+        # what is not finite may have spoilt the sums of its neighbours: now each for itself
+        self.optimizer.zero_grad()
+        kept: list[tuple[Job, Share]] = []
+        for job in jobs:
+            (share,) = self._add([job])
+            gradient = self.optimizer.gradients[job.row]
+            fault = _fault(share, gradient.norm())
+            if fault:
+                gradient.zero_()
+                self._fail(job, fault)
+            else:
+                kept.append((job, share))
+        return [job for job, _ in kept], [share for _, share in kept], self.optimizer.clip(limits)
+
+    def _add(self, jobs: list[Job]) -> list[Share]:
+        with recomputing(self.adapted.model, self.config.gradient_checkpointing):
+            return add_gradients(
+                self.adapted,
+                jobs,
+                micro_tokens=self.config.micro_tokens,
+                packed=self.packed,
+                pad_id=self.tokenizer.pad_token_id,
+            )
+
+    def _judge(self, job: Job) -> None:
+        """After a step: evaluate if it is time; the job may have ended."""
+        run = job.run
+        clock = time.perf_counter()
+        if run.plan.evaluates_at(run.state.step):
+            with run.trainee.learning():
+                look(run)
+        if run.state.step == run.plan.total and run.state.stop is None:
+            run.state.stop = COMPLETED
+        run.state.seconds += time.perf_counter() - clock
+        if not run.state.stop:
+            return
+        run.recorder.event("stop", run.state.step, reason=run.state.stop)
+        trained = conclude(run, self.adapted, self._peak.bytes())
+        try:
+            result = finish_job(self.adapted, job, trained)
+        except RangoError as error:
+            self._end(job, Outcome(FAILED, str(error), trained.steps))
+            return
+        self._end(
+            job,
+            Outcome(
+                TRAINED,
+                trained.stopped(job.config.training),
+                trained.steps,
+                result.saved,
+                trained.base.get("loss"),
+                trained.adapted.get("loss"),
+            ),
+        )
+
+    def _fail(self, job: Job, what: str) -> None:
+        step = job.run.state.step
+        job.run.recorder.event("stop", step, reason="non-finite", detail=what)
+        advice = "lower its training.learning_rate, or look at its samples"
+        self._end(job, Outcome(FAILED, f"step {step + 1}: {what}; {advice}", step))
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        """Give the row back."""
+        self.outcomes[job.name] = outcome
+        del self.jobs[job.name]
+        job.files.close()
+        with torch.no_grad():
+            self.adapted.bank.row(job.row).zero_()
+
+    # beginning and going on
+
+    def _admit(self) -> bool:
+        """Give free rows to those that wait; whether any job trains."""
+        free = sorted(set(range(self.adapted.bank.rows)) - {job.row for job in self.jobs.values()})
+        while free and self.waiting:
+            name = self.waiting.pop()
+            try:
+                job = self._begin(name, free[0], None)
+            except (DataError, TokenizerError, ConfigError) as error:
+                self.outcomes[name] = Outcome(FAILED, str(error))
+            else:
+                del free[0]
+                self.jobs[name] = job
+            self._tell()
+        return bool(self.jobs)
+
+    def _begin(self, name: str, row: int, then: Training | None) -> Job:
+        """A job in its row: new, or as it was `then`."""
+        config = self.config.run_config(self.by_name[name])
+        check_training(config.training)
+        tokenizer = use_template(self.tokenizer, config.data.chat_template)
+        data = prepare_samples(config.data, tokenizer, self.progress)
+        check_measurable(config.training, bool(data.valid), bool(data.general))
+        for some in (data.train.samples, data.valid, data.general):
+            check_fit(some, self.adapted.model)
+        if then and then.data != data.digest:
+            raise ConfigError(
+                f"job {name}: its samples are not those it was started with ({then.data} then, "
+                f"{data.digest} now); put them back, or choose another output folder"
+            )
+        self.adapted.configure(row, config.adapter, self.targets(name))
+        self.adapted.reset(row, config.training.seed)
+        self.optimizer.renew(row, adamw_settings(config.training))
+        trainee = LoraTrainee(self.adapted, config.training, row, self.optimizer)
+        forgetting = forgetting_of(
+            self.adapted,
+            data.general,
+            config.training,
+            packed=self.packed,
+            pad_id=tokenizer.pad_token_id,
+        )
+        folder = RunFolder(config.output)
+        files = ExitStack()
+        log = files.enter_context(_events_of(folder, dataclasses.asdict(config), then))
+        run = Run(
+            trainee=trainee,
+            samples=data.train.samples,
+            plan=plan_steps(config.training, len(data.train.samples)),
+            state=then.state if then else RunState(),
+            monitor=Monitor(
+                trainee,
+                data.valid,
+                packed=self.packed,
+                pad_id=tokenizer.pad_token_id,
+                forgetting=forgetting,
+            ),
+            recorder=_Log(log),
+            packed=self.packed,
+            pad_id=tokenizer.pad_token_id,
+        )
+        job = Job(name, row, config, folder, log, files, tokenizer, data, run)
+        if then is None:
+            folder.note_skipped(data.bad)
+            run.recorder.event("start", 0, total=run.plan.total, row=row)
+            with trainee.learning():
+                look(run)  # what all later ones are compared with: the base
+        return job
+
+    def _resume(self) -> None:
+        """Put everything back as the last snapshot has it."""
+        found = latest_snapshot(self.snapshots)
+        if found is None:
+            return
+        found.origins.check(self.origins, self.snapshots)
+        self.round = found.round
+        self.outcomes = {name: Outcome(**values) for name, values in found.outcomes.items()}
+        self.waiting = [
+            name
+            for name in self.waiting
+            if name not in found.training and name not in found.outcomes
+        ]
+        self.scheduler.credits, self.scheduler.waited = found.credits, found.waited
+        for name, then in found.training.items():
+            job = self._begin(name, then.row, then)
+            self.jobs[name] = job
+            best = found.tensors.get(f"best/{name}")
+            job.run.monitor.best = {} if best is None else {"row": best}
+        names = ("exp_avg", "exp_avg_sq", "steps")
+        self.optimizer.load_state({name: found.tensors[name] for name in names})
+        with torch.no_grad():
+            self.adapted.bank.parameters.copy_(found.tensors["parameters"])
+
+    # saving
+
+    def _is_due(self) -> bool:
+        wait = max(self.config.snapshot_seconds, self._saving / _SHARE_OF_SNAPSHOTS)
+        return time.monotonic() - self._saved_at >= wait
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        for job in self.jobs.values():
+            job.log.sync()
+            job.run.state.events = job.log.size
+        tensors = {"parameters": self.adapted.bank.parameters} | self.optimizer.state()
+        for name, job in self.jobs.items():
+            if job.run.monitor.best:
+                tensors[f"best/{name}"] = job.run.monitor.best["row"]
+        save_snapshot(
+            self.snapshots,
+            Snapshot(
+                self.round,
+                self.origins,
+                self.scheduler.credits,
+                self.scheduler.waited,
+                {
+                    name: Training(job.row, job.data.digest, job.run.state)
+                    for name, job in self.jobs.items()
+                },
+                json_numbers({k: dataclasses.asdict(v) for k, v in self.outcomes.items()}),
+                tensors,
+            ),
+        )
+        self._saved_at = time.monotonic()
+        self._saving = self._saved_at - started
+
+    def _tell(self) -> None:
+        parts = [job.run.state.step / job.run.plan.total for job in self.jobs.values()]
+        note = f"{len(self.jobs)} training, {len(self.waiting)} waiting"
+        self.progress("jobs", len(self.outcomes) + sum(parts), len(self.by_name), "jobs", note)
+        self.watch(self)
+
+
+def _fault(share: Share, norm: torch.Tensor) -> str | None:
+    """What is not finite about a step."""
+    if not math.isfinite(share.loss):
+        return f"the loss is {share.loss}"
+    if not bool(norm.isfinite()):
+        return (
+            f"the gradient's norm is {float(norm)}, at a loss of {share.loss / share.targets:.4g}"
+        )
+    return None
+
+
+@contextmanager
+def _events_of(
+    folder: RunFolder, config: dict[str, Any], then: Training | None
+) -> Iterator[EventLog]:
+    """A job's log: new, or as it was `then`. What was written after the last snapshot goes."""
+    if then is None and folder.path.exists():
+        shutil.rmtree(folder.path)
+    folder.result.unlink(missing_ok=True)
+    with folder.open(config, resume=then is not None) as log:
+        log.truncate(then.state.events if then else 0)
+        yield log
+
+
+class _Log:
+    """A job's recorder: its events; the fleet keeps the rest."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+
+    def event(self, event: str, step: int, **values: Any) -> None:
+        """Append it."""
+        self._log.append(event, step, **values)
+
+    def checkpoint(self, state: RunState, tensors: Any) -> Path | None:
+        """Nothing: a snapshot has all jobs."""
+        return None

@@ -1,0 +1,98 @@
+"""The gradients of several jobs' steps in shared batches, each job's in its own row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rango.adapters.attach import Adapted
+from rango.adapters.routing import NO_ROW, Routing
+from rango.data.samples import IGNORED, Batch
+from rango.data.tokens.pack import Packed, collate, plan_batches
+from rango.evaluation.loss import token_losses
+from rango.training.many.job import Job
+from rango.training.trainee import MOST_POSITIONS
+
+
+@dataclass
+class Share:
+    """What one job's step came to."""
+
+    loss: float = 0.0
+    """Sum over its targets, nats."""
+    targets: int = 0
+    tokens: int = 0
+
+
+def add_gradients(
+    adapted: Adapted, jobs: Sequence[Job], *, micro_tokens: int, packed: Packed, pad_id: int
+) -> list[Share]:
+    """Add to each job's row the gradient of its next step: of the mean over that step's own
+    targets. Samples of different jobs share micro-batches; each token uses its own job's row.
+
+    Returns the jobs' shares. Where a loss is not finite, the rest is left undone: no row's gradient
+    is then to be used.
+    """
+    steps = [job.next_step() for job in jobs]
+    samples = [
+        job.run.samples[index] for job, step in zip(jobs, steps, strict=True) for index in step
+    ]
+    indices = torch.tensor([index for step in steps for index in step])  # within each job's data
+    owners = torch.tensor([place for place, step in enumerate(steps) for _ in step])
+    rows = torch.tensor([job.row for job in jobs])
+    plan = plan_batches(samples, range(len(samples)), micro_tokens=micro_tokens, packed=packed)
+    batches = [collate(samples, chosen, packed=packed, pad_id=pad_id) for chosen in plan]
+    shares = [Share() for _ in jobs]
+    for batch in batches:
+        owner = _at_tokens(batch, owners)
+        for place, share in enumerate(shares):
+            mine = owner == place
+            share.tokens += int(mine.sum())
+            share.targets += int((mine & (batch.targets != IGNORED)).sum())
+    weights = torch.tensor([1.0 / share.targets for share in shares])
+    for batch in batches:  # input_ids (B, S): B = 1 when packed
+        owner = _at_tokens(batch, owners)
+        used = torch.where(owner < 0, NO_ROW, rows[owner])
+        with adapted.route(Routing.tokens(used)), _dropping(adapted, jobs, batch, indices):
+            found = token_losses(adapted.model, batch)  # losses (K,)
+            places = owners[torch.tensor(batch.indices)][found.samples.cpu()]  # (K,)
+            losses = found.losses.detach().double().cpu()
+            for place, share in enumerate(shares):
+                share.loss += float(losses[places == place].sum())
+            if not all(math.isfinite(share.loss) for share in shares):
+                break
+            (found.losses * weights[places].to(found.losses.device)).sum().backward()
+        del found  # its graph, before the next forward pass builds another
+    return shares
+
+
+def _at_tokens(batch: Batch, values: Tensor) -> Tensor:
+    """(B, S): of the sample that each token belongs to; -1 on padding."""
+    of_sample = values[torch.tensor(batch.indices)]
+    return torch.where(batch.samples < 0, -1, of_sample[batch.samples])
+
+
+@contextmanager
+def _dropping(
+    adapted: Adapted, jobs: Sequence[Job], batch: Batch, indices: Tensor
+) -> Iterator[None]:
+    """Dropout acts; what it drops of a job depends on its seed, step, sample and position alone."""
+    if not any(site.dropouts[job.row] > 0 for site in adapted.sites.values() for job in jobs):
+        yield
+        return
+    seeds, steps = [0] * adapted.bank.rows, [0] * adapted.bank.rows
+    for job in jobs:
+        seeds[job.row] = job.run.trainee.config.seed
+        steps[job.row] = job.run.state.step
+    ids = _at_tokens(batch, indices) * MOST_POSITIONS + batch.position_ids
+    adapted.dropout_key(steps, job=seeds, token_ids=ids)
+    adapted.train(True)
+    try:
+        yield
+    finally:
+        adapted.train(False)

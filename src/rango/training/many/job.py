@@ -1,0 +1,45 @@
+"""One job while it has a row: what a run alone has, and where it stands among the others."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from rango.data.tokens.pack import epoch_order, lengths_of
+from rango.tracking.events import EventLog
+from rango.training.config import RunConfig
+from rango.training.loop import Run
+from rango.training.prepare import Samples
+from rango.training.run_folder import RunFolder
+
+
+@dataclass
+class Job:
+    """A job that trains."""
+
+    name: str
+    row: int
+    config: RunConfig
+    folder: RunFolder
+    log: EventLog
+    files: ExitStack
+    """Closes the log."""
+    tokenizer: Any
+    data: Samples
+    run: Run
+    _order: tuple[int, list[int]] = (-1, [])
+    """The epoch last asked for, and its order."""
+
+    def next_step(self) -> list[int]:
+        """Indices of the samples of its next step."""
+        plan = self.run.plan
+        epoch, first = plan.position(self.run.state.step)
+        if self._order[0] != epoch:
+            seed = self.run.trainee.config.seed
+            self._order = epoch, epoch_order(len(self.run.samples), seed, epoch)
+        return self._order[1][first : first + plan.batch_size]
+
+    def cost(self) -> int:
+        """Tokens of its next step."""
+        return int(lengths_of(self.run.samples, self.next_step()).sum())
