@@ -17,6 +17,8 @@ _HOMES = {
     "LoraConfig": "rango.adapters.config",
     "RangoError": "rango.errors",
     "Routing": "rango.adapters.routing",
+    "JobConfig": "rango.training.many.config",
+    "ManyConfig": "rango.training.many.config",
     "RunConfig": "rango.training.config",
     "TrainingConfig": "rango.training.config",
     "attach": "rango.adapters.attach",
@@ -42,6 +44,7 @@ _HOMES = {
     "stream_examples": "rango.data.reading.read",
     "tokenize": "rango.data.tokens.tokenize",
     "train": "rango.training.train",
+    "train_many": "rango.training.many.train",
     "use_template": "rango.data.templates.choose",
     "verify": "rango.evaluation.proof",
 }

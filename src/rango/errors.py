@@ -6,7 +6,7 @@ Each error is also the standard exception a caller would expect to catch.
 Exit codes: 0 success, 1 unforeseen fault, 2 usage or configuration, 3 data, 4 base checkpoint or
 tokenizer, 5 adapter or targets, 6 output exists, 7 storage (disk full, not writable), 8 training
 stopped on a non-finite loss, 9 a check failed (proof or verification), 10 warnings in the data
-(`rango check --strict`), 130 interrupted.
+(`rango check --strict`), 11 some of many jobs failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -75,6 +75,12 @@ class VerificationError(RangoError, RuntimeError):
     """A check of the result failed: what is on disk does not compute what was trained."""
 
     exit_code = 9
+
+
+class JobsFailedError(RangoError, RuntimeError):
+    """Some of many jobs failed; the others were trained."""
+
+    exit_code = 11
 
 
 INTERRUPTED = 130

@@ -43,6 +43,7 @@ def _undecided(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Compiled:
     module = Compiled("avx2")
     monkeypatch.setattr(dispatch, "_native", module)
+    monkeypatch.setattr(dispatch, "_missing", "")
     return module
 
 

@@ -14,7 +14,7 @@ from rango.errors import INTERRUPTED, RangoError, nearest
 COMMANDS = {
     "demo": "train LoRA, QLoRA and full fine-tuning on an embedded model, and compare them",
     "check": "find what is wrong with data before a model learns it",
-    "train": "fine-tune a model on a data file, and prove the result",
+    "train": "fine-tune a model on a data file, or many at once, and prove the result",
     "eval": "measure a model, with and without an adapter, on a data file",
     "chat": "talk with a model and its adapter",
     "generate": "answer a prompt, or every prompt of a file",
@@ -36,6 +36,7 @@ EXIT_CODES = {
     8: "training stopped on a loss that is not finite",
     9: "a check failed",
     10: "the data has warnings (rango check --strict)",
+    11: "some of many jobs failed, the others were trained",
     INTERRUPTED: "interrupted",
 }
 

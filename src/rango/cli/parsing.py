@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,11 +57,25 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Any:
     Raises ConfigError: an unknown flag or key (naming the nearest), a missing or repeated one, a
     value of the wrong type, a configuration file that is missing or is no YAML.
     """
+    with _usage(parser, words):
+        return parser.instantiate(parser.parse_args(list(words)))
+
+
+def parse_given(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
+    """What the words say, as plain nested values, without defaults. Raises as `parse` does."""
+    with _usage(parser, words):
+        given: dict[str, Any] = parser.parse_args(list(words), defaults=False).as_dict()
+        return given
+
+
+@contextmanager
+def _usage(parser: ArgumentParser, words: Sequence[str]) -> Iterator[None]:
+    """Check flags and files; within the block, what the parser refuses is a ConfigError."""
     _check_flags(parser, words)
     for path in _config_files(words):
         _check_file(parser, path)
     try:
-        return parser.instantiate(parser.parse_args(list(words)))
+        yield
     except argparse.ArgumentError as error:
         raise ConfigError(f"{_tidy(str(error))}; see {parser.prog} --help") from error
     except (TypeError, ValueError) as error:
@@ -70,6 +85,29 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Any:
 def collect(kind: type[T], options: Any) -> T:
     """An instance of the dataclass `kind` from the options of its fields' names."""
     return kind(**{field.name: options[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def parse_values(kind: type[T], values: dict[str, Any], where: str) -> T:
+    """An instance of a dataclass from plain values, nested ones too; ConfigError for unknown keys,
+    missing ones and values of the wrong type, `where` it says."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    known = set(known_keys(parser)) - _groups(known_keys(parser))
+    for key in _leaves(values):
+        if key not in known and not any(key.startswith(f"{name}.") for name in known):
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest_key(key, known)}")
+    try:
+        return collect(kind, parser.instantiate(parser.parse_object(values)))
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {_tidy(str(error))}") from error
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def known_keys(parser: ArgumentParser) -> list[str]:
@@ -117,8 +155,13 @@ def _check_file(parser: ArgumentParser, path: Path) -> None:
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: expected a mapping of keys to values, such as 'output: runs/a'")
     leaves = known_keys(parser)
-    groups = {key.rsplit(".", count)[0] for key in leaves for count in range(1, key.count(".") + 1)}
+    groups = _groups(leaves)
     _check_node(root, "", path, set(leaves) - groups, groups)
+
+
+def _groups(keys: Iterable[str]) -> set[str]:
+    """Of dotted keys, those that hold keys of their own."""
+    return {key.rsplit(".", count)[0] for key in keys for count in range(1, key.count(".") + 1)}
 
 
 def _check_node(

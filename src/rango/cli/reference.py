@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rango.cli import train_many
 from rango.cli.main import COMMANDS, help_text
 from rango.files.atomic import write_text
 
@@ -18,10 +19,11 @@ WIDTH = "100"
 def reference() -> str:
     """The page as Markdown; the same whatever the terminal."""
     with _plain_terminal():
-        pages = {
-            name: importlib.import_module(f"rango.cli.{name}").parser().format_help()
-            for name in COMMANDS
-        }
+        pages = {}
+        for name in COMMANDS:
+            pages[name] = importlib.import_module(f"rango.cli.{name}").parser().format_help()
+            if name == "train":
+                pages["train JOBS"] = train_many.parser().format_help()
     head = [
         "# The command line",
         "This page is generated: `.venv/bin/python -m rango.cli.reference`.",

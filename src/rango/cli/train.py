@@ -21,7 +21,10 @@ the same name; flags after it win. The run's folder then holds the adapter, its 
 events, the checkpoints, config.yaml as resolved, and report.html.
 
 What is on disk is read back at the end and proved to compute what was trained. An interrupted run
-continues with: rango train --config OUTPUT/config.yaml --resume"""
+continues with: rango train --config OUTPUT/config.yaml --resume
+
+rango train JOBS, with a folder or a file of many jobs, trains many adapters at once: see
+rango train JOBS --help."""
 
 EXAMPLE = """\
   rango train --base.model BASE --base.quantize nf4 --data.train chats.jsonl --output runs/first
@@ -43,6 +46,11 @@ def parser() -> ArgumentParser:
 
 def main(words: Sequence[str]) -> None:
     """Parse, train, print."""
+    if words and not words[0].startswith("-"):
+        from rango.cli import train_many
+
+        train_many.main(words)
+        return
     options = parse(parser(), words)
     config = collect(RunConfig, options)
     with ProgressBars() as progress:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
 
 from rango.adapters.config import LoraConfig
 from rango.base.config import BaseConfig
