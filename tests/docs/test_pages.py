@@ -119,7 +119,8 @@ def test_shell_blocks(documents: Any) -> None:
             else:
                 assert program == "rango", f"{page.name}: {line}"
                 assert words[0] in COMMANDS, f"{page.name}: {line}"
-                command = importlib.import_module(f"rango.cli.{words[0]}")
+                many = words[0] == "train" and not words[1].startswith("-")
+                command = importlib.import_module(f"rango.cli.{words[0]}{'_many' * many}")
                 command.parser().parse_args(words[1:])
 
 

@@ -106,7 +106,10 @@ class Fleet:
                 if asked or self._is_due():
                     self._save()
                 if asked:
-                    raise KeyboardInterrupt(f"interrupted after round {self.round}")
+                    raise KeyboardInterrupt(
+                        f"interrupted after round {self.round}; to continue: the same command, "
+                        "with --resume"
+                    )
 
     def close(self) -> None:
         """Let go of the jobs' files."""

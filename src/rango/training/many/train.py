@@ -87,7 +87,7 @@ def train_many(
     adapted = attach_targets(base.model, targets.union(), rows=rows, base=base)
     fleet = None
     try:
-        with folder.open(_plain(config), resume):
+        with folder.open(dataclasses.asdict(config), resume):
             fleet = Fleet(
                 config=config,
                 folder=folder,
@@ -146,10 +146,6 @@ def _packed(base: Base, config: ManyConfig) -> Packed:
     if any(job.data.packing == "off" for job in config.jobs):
         return False
     return packing_probe(base.model).how
-
-
-def _plain(config: ManyConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config)
 
 
 def _deciding(config: ManyConfig) -> dict[str, Any]:
