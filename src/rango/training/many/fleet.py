@@ -19,7 +19,7 @@ from rango.adapters.recompute import recomputing
 from rango.adapters.targets import Target
 from rango.data.templates.choose import use_template
 from rango.data.tokens.pack import Packed
-from rango.errors import ConfigError, DataError, RangoError, TokenizerError
+from rango.errors import ConfigError, DataError, TokenizerError, VerificationError
 from rango.evaluation.fit import check_fit
 from rango.progress import Progress, silent
 from rango.tracking.events import EventLog, json_numbers
@@ -190,7 +190,7 @@ class Fleet:
         trained = conclude(run, self.adapted, self._peak.bytes())
         try:
             result = finish_job(self.adapted, job, trained)
-        except RangoError as error:
+        except VerificationError as error:
             self._end(job, Outcome(FAILED, str(error), trained.steps))
             return
         self._end(
