@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -12,7 +13,10 @@ import rango
 from rango.cli.output import as_facts, print_json, show
 from rango.cli.parsing import add_json_flag, collect, new_parser, parse, say
 from rango.cli.progress import ProgressBars
+from rango.data.reading.columns import parse_columns
 from rango.training.config import RunConfig
+
+_COLUMNS = "--data.columns"
 
 DESCRIPTION = """\
 Fine-tunes a model on a data file: LoRA, QLoRA (--base.quantize nf4) or, as a baseline, full
@@ -37,13 +41,13 @@ def parser() -> ArgumentParser:
     )
     add_json_flag(made, "the result")
     made.add_class_arguments(RunConfig)
-    made.set_defaults({"base.cache": True})
+    made.set_defaults({"base.cache": True, "data.cache": True})
     return made
 
 
 def main(words: Sequence[str]) -> None:
     """Parse, train, print."""
-    options = parse(parser(), words)
+    options = parse(parser(), [*with_columns(words)])
     config = collect(RunConfig, options)
     with ProgressBars() as progress:
         result = rango.train(config, resume=options.resume, progress=progress)
@@ -51,6 +55,19 @@ def main(words: Sequence[str]) -> None:
         print_json(result)
     else:
         print_result(config, as_facts(result))
+
+
+def with_columns(words: Sequence[str]) -> Iterator[str]:
+    """The words, with a mapping of columns written as at `rango check` turned into JSON."""
+    before = ""
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag == _COLUMNS and equals and not value.startswith("{"):
+            word = f"{flag}={json.dumps(parse_columns(value))}"
+        elif before == _COLUMNS and not word.startswith("{"):
+            word = json.dumps(parse_columns(word))
+        yield word
+        before = word
 
 
 def print_result(config: RunConfig, result: dict[str, Any]) -> None:
