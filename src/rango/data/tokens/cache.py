@@ -27,7 +27,7 @@ from typing import Any
 
 from rango.data.config import DEFAULT_CACHE_GB
 from rango.data.samples import Example
-from rango.data.templates import dates, render
+from rango.data.templates import dates, parts, render
 from rango.data.tokens import chunk, encode
 from rango.data.tokens.chunk import TokenOptions
 from rango.data.tokens.store import SampleStore
@@ -39,7 +39,7 @@ from rango.files.digests import file_digest, json_digest
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{64}\..*\.tmp")
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
-_MAKING = (chunk, dates, encode, render)
+_MAKING = (chunk, dates, encode, parts, render)
 """Modules whose text decides about samples: with each change of it they are made again."""
 _LOG = logging.getLogger("rango")
 
