@@ -47,6 +47,8 @@ def test_a_change_is_seen(data: Path, tmp_path: Path) -> None:
     with data.open("a", encoding="utf-8") as file:
         file.write('{"text": "more"}\n')
     assert not two.unchanged()
+    data.unlink()
+    assert not two.unchanged()
 
 
 def test_what_can_be_read_only_once_is_not_known(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rango.data import samples, split
 from rango.data.reading.sources import Named, resolve
+from rango.errors import DataError
 from rango.files.digests import file_digest, json_digest
 
 Stamps = list[tuple[str, int, int, int, int]]
@@ -27,7 +28,10 @@ class Identity:
 
     def unchanged(self) -> bool:
         """Whether the files are still those that were digested, as far as the system tells."""
-        return _stamps(self._source) == self._stamps
+        try:
+            return _stamps(self._source) == self._stamps
+        except DataError:  # they are gone
+            return False
 
 
 def identify(source: Named, reading: Mapping[str, Any]) -> Identity | None:
