@@ -11,6 +11,8 @@ import pytest
 
 from rango.base.tokenizer import load_tokenizer
 from rango.data.config import DataConfig
+from rango.data.reading import read
+from rango.data.samples import Example, Origin
 from rango.data.split import HeldOut
 from rango.errors import ConfigError, DataError
 from rango.training.prepare import GENERAL_SAMPLES, prepare_samples, prompts_of
@@ -105,15 +107,20 @@ def test_plain_text_has_no_prompt_and_serves_whole(tmp_path: Path, tokenizer: An
     assert prompts_of(found.valid) == found.valid
 
 
-def refuse(*_args: Any, **_options: Any) -> None:
+def refuse(*_args: Any, **_options: Any) -> Any:
     raise AssertionError("the data were read or tokenized again")
 
 
 def seal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on nothing can be read or tokenized."""
+    """From now on no more than a file's first entry can be read, and nothing tokenized."""
+    parse = read.parse_entry
+
+    def first_only(entry: Any, kind: Any, origin: Origin, *others: Any) -> Example:
+        return parse(entry, kind, origin, *others) if origin.line == 1 else refuse()
+
     monkeypatch.setattr("rango.data.tokens.chunk.Encoder.encode", refuse)
     monkeypatch.setattr("rango.training.prepare.HeldOut", refuse)
-    monkeypatch.setattr("rango.data.reading.read.contents", refuse)
+    monkeypatch.setattr(read, "parse_entry", first_only)
 
 
 @pytest.fixture
