@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from rango.adapters.config import LoraConfig
+from rango.base.config import BaseConfig
 from rango.cli.inspect import parser as inspect_parser
-from rango.cli.parsing import collect, nearest_key, parse
+from rango.cli.parsing import collect, nearest_key, parse, with_columns
 from rango.cli.train import parser
+from rango.data.config import DataConfig
+from rango.data.reading.columns import parse_columns
 from rango.errors import ConfigError
 from rango.training.config import RunConfig
 
@@ -17,7 +20,7 @@ NEEDED = ["--base.model", "m", "--data.train", "t", "--output", "o"]
 
 
 def run_config(words: list[str]) -> RunConfig:
-    return collect(RunConfig, parse(parser(), words))
+    return collect(RunConfig, parse(parser(), [*with_columns(words)]))
 
 
 def written(folder: Path, text: str) -> list[str]:
@@ -59,6 +62,38 @@ def test_flags_after_the_file_win(tmp_path: Path) -> None:
 
 def test_defaults_are_those_of_the_classes() -> None:
     assert run_config(NEEDED).adapter == LoraConfig()
+
+
+def test_only_the_command_keeps_what_it_makes() -> None:
+    found = run_config(NEEDED)
+    assert (found.base.cache, found.data.cache) == (True, True)
+    assert (BaseConfig("m").cache, DataConfig("t").cache) == (False, False)
+    for word, meant in (("false", False), ("true", True), ("some/folder", "some/folder")):
+        assert run_config([*NEEDED, "--data.cache", word]).data.cache == meant
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data.columns", "prompt=question, completion=the.answer"],
+        ["--data.columns=prompt=question,completion=the.answer"],
+        ["--data.columns", '{"prompt": "question", "completion": "the.answer"}'],
+        ['--data.columns={"prompt": "question", "completion": "the.answer"}'],
+    ],
+)
+def test_columns_are_a_word_or_json(words: list[str]) -> None:
+    columns = {"prompt": "question", "completion": "the.answer"}
+    assert run_config([*NEEDED, *words]).data.columns == columns
+
+
+@pytest.mark.parametrize("word", ["prompt", "prompt=", "prompt=a,prompt=b", ""])
+def test_columns_that_say_nothing(word: str) -> None:
+    with pytest.raises(ConfigError) as expected:
+        parse_columns(word)
+    for words in (["--data.columns", word], [f"--data.columns={word}"]):
+        with pytest.raises(ConfigError) as found:
+            run_config([*NEEDED, *words])
+        assert str(found.value) == str(expected.value)
 
 
 @pytest.mark.parametrize(

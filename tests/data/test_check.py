@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 
 from rango.data.audit.result import Audit
 from rango.data.check import (
@@ -312,6 +313,28 @@ def test_supervision_faults_are_findings_with_their_place(
     assert [(one.origin.line, one.check) for one in audit.dropped] == [(4, SUPERVISION)]
     assert SUPERVISION not in by_name(check(path, tokenizer=make_tokenizer("llama-3")))
     assert SUPERVISION not in by_name(check(path))
+
+
+def test_what_faults_quote_is_masked(
+    write: Callable[..., Path], make_tokenizer: Callable[..., Any]
+) -> None:
+    writer = Writer()
+    tokenizer = make_tokenizer("qwen-2.5")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("zeppelin", "airship")
+    path = write(
+        *(chat(*writer.pair()) for _ in range(3)),
+        chat("Whose?", "maria.lopez@correo.es has the zeppelin."),
+        chat("Whose?", "Nobody's.").replace('"user"', '"+34 612 34 56 78"'),
+    )
+    audit = check(path, tokenizer=tokenizer)
+    found = by_name(audit)
+    (faulty,) = found[SUPERVISION].instances
+    (unreadable,) = found[ENTRIES].instances
+    assert "ma*********@*********" in faulty.excerpt
+    assert "'+34*" in unreadable.excerpt
+    for text in (*(one.reason for one in audit.dropped), faulty.excerpt, unreadable.excerpt):
+        assert "lopez" not in text
+        assert "612" not in text
 
 
 def test_answers_beyond_the_limit_are_told(

@@ -17,6 +17,7 @@ from rango.data.audit.result import Audit, Diversity, Dropped, Lengths
 from rango.data.check import ENTRIES, FILES, check
 from rango.data.fix import Fixed, refuse_fix, write_fixed
 from rango.data.reading.read import read_examples
+from rango.data.reading.stream import HEAD
 from rango.data.samples import Origin
 from rango.errors import ConfigError, DataError, OutputExistsError
 
@@ -308,3 +309,22 @@ def test_a_file_that_breaks_off_is_kept_up_to_there(
     fixed = write_fixed([path, good], audit, tmp_path / "clean")
     assert (tmp_path / "clean/cut.json").read_text() == '{"text": "a"}\n{"text": "b"}\n'
     assert (fixed.kept, fixed.dropped) == (3, 1)
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", " " * HEAD, "\ufeff" + "\n" * HEAD])
+@pytest.mark.parametrize("form", ["list", "objects", "lines"])
+def test_a_copy_reads_what_was_read(write: Any, tmp_path: Path, before: str, form: str) -> None:
+    """Even where what is looked at to tell the format ends within a word."""
+    long = json.loads(pair(1)) | {"prompt": "x" * (HEAD - 66), "wanted": True}
+    entries = [long, *(json.loads(pair(number)) for number in (2, 3))]
+    text = {
+        "list": json.dumps(entries, indent=0),
+        "objects": "\n".join(json.dumps(entry, indent=0) for entry in entries),
+        "lines": "".join(json.dumps(entry) + "\n" for entry in entries),
+    }[form]
+    path = write(before + text, "data.json")
+    fixed = write_fixed(path, found(3), tmp_path / "out.jsonl")
+    assert (fixed.kept, fixed.dropped) == (3, 0)
+    assert [one.messages for one in read_examples(fixed.out)] == [
+        one.messages for one in read_examples(path)
+    ]

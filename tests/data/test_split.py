@@ -127,3 +127,9 @@ def test_examples_without_a_group_go_by_their_prompt():
     valid = hold_out(mixed, 0.2)[1]
     assert {example.messages for example in valid if example.group is None} == held
     assert len({example.group for example in valid if example.group}) <= 1
+
+
+@given(st.text(min_size=1), st.floats(0.01, 0.99))
+def test_a_single_prompt_is_learnt(prompt: str, share: float):
+    train, valid = hold_out([ask(prompt)], share)
+    assert (len(train), len(valid)) == (1, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 from models import build, inputs
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import rango
+from rango.data.templates.choose import save_template
 from rango.errors import AdapterError, ConfigError, OutputExistsError
 
 
@@ -122,3 +124,19 @@ def test_an_output_that_exists_is_refused_before_any_work(tmp_path: Path) -> Non
     (tmp_path / "merged" / "mine").write_text("x")
     with pytest.raises(OutputExistsError):
         rango.merge_checkpoint(tmp_path / "no base", tmp_path / "no adapter", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_template_of_the_training_lies_beside_the_weights(tmp_path: Path, own: bool) -> None:
+    base, adapter = _made(tmp_path, "llama")
+    tokenizer = families.tokenizer("qwen-2.5")
+    tokenizer.save_pretrained(base)
+    expected = tokenizer.chat_template
+    if own:
+        trained = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+        assert expected != trained
+        expected = tokenizer.chat_template = trained
+        save_template(tokenizer, adapter)
+    rango.merge_checkpoint(base, adapter, tmp_path / "merged")
+    assert (tmp_path / "merged" / "chat_template.jinja").read_text() == expected
+    assert rango.load_tokenizer(tmp_path / "merged").chat_template == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,9 @@ import pytest
 
 from rango.base.tokenizer import load_tokenizer
 from rango.data.config import DataConfig
+from rango.data.reading import read
+from rango.data.samples import Example, Origin
+from rango.data.split import HeldOut
 from rango.errors import ConfigError, DataError
 from rango.training.prepare import GENERAL_SAMPLES, prepare_samples, prompts_of
 
@@ -101,3 +105,117 @@ def test_plain_text_has_no_prompt_and_serves_whole(tmp_path: Path, tokenizer: An
     text.write_text("\n\n".join(f"one two three {word}" for word in ("four", "five", "six")))
     found = prepare_samples(DataConfig(str(text), valid_share=0.4), tokenizer)
     assert prompts_of(found.valid) == found.valid
+
+
+def refuse(*_args: Any, **_options: Any) -> Any:
+    raise AssertionError("the data were read or tokenized again")
+
+
+def seal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no more than a file's first entry can be read, and nothing tokenized."""
+    parse = read.parse_entry
+
+    def first_only(entry: Any, kind: Any, origin: Origin, *others: Any) -> Example:
+        return parse(entry, kind, origin, *others) if origin.line == 1 else refuse()
+
+    monkeypatch.setattr("rango.data.tokens.chunk.Encoder.encode", refuse)
+    monkeypatch.setattr("rango.training.prepare.HeldOut", refuse)
+    monkeypatch.setattr(read, "parse_entry", first_only)
+
+
+@pytest.fixture
+def kept(data_file: Path, tmp_path: Path) -> DataConfig:
+    return DataConfig(
+        str(data_file),
+        general=str(data_file),
+        valid_share=0.25,
+        cache=str(tmp_path / "kept"),
+    )
+
+
+def test_kept_samples_are_neither_read_nor_tokenized_again(
+    kept: DataConfig, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare_samples(kept, tokenizer)
+    assert first == prepare_samples(replace(kept, cache=False), tokenizer)
+    seal(monkeypatch)
+    assert prepare_samples(kept, tokenizer) == first
+    assert prepare_samples(replace(kept, cache_gb=1.0), tokenizer) == first
+
+
+def test_held_out_files_are_kept_too(
+    kept: DataConfig, make_data: Callable[..., Path], tokenizer: Any, monkeypatch: Any
+) -> None:
+    config = replace(kept, valid=str(make_data("valid.jsonl", range(40, 45))))
+    first = prepare_samples(config, tokenizer)
+    seal(monkeypatch)
+    assert prepare_samples(config, tokenizer) == first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"valid_share": 0.5},
+        {"max_length": 40},
+        {"loss_on": "all"},
+        {"columns": {"messages": "messages"}},
+        {"group_column": "customer"},
+        {"skip_bad": True},
+    ],
+)
+def test_whatever_decides_is_asked_for_anew(
+    kept: DataConfig,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+) -> None:
+    prepare_samples(kept, tokenizer)
+    seal(monkeypatch)
+    with pytest.raises((AssertionError, DataError), match=r"again|no column"):
+        prepare_samples(replace(kept, **change), tokenizer)
+
+
+def test_a_changed_file_is_read_again(
+    kept: DataConfig, data_file: Path, make_data: Callable[..., Path], tokenizer: Any
+) -> None:
+    first = prepare_samples(kept, tokenizer)
+    make_data(data_file.name, range(41))
+    second = prepare_samples(kept, tokenizer)
+    assert len(second.train.samples) + len(second.valid) == 41
+    assert second.digest != first.digest
+
+
+def test_data_that_change_while_they_are_read_are_not_kept(
+    kept: DataConfig, data_file: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rango.training import prepare
+
+    def grown(*arguments: Any) -> Any:
+        with data_file.open("a", encoding="utf-8") as file:
+            file.write("\n")
+        return HeldOut(*arguments)
+
+    monkeypatch.setattr(prepare, "HeldOut", grown)
+    alone = replace(kept, general=None)
+    prepare_samples(alone, tokenizer)
+    assert kept_names(alone) == []
+
+
+@pytest.mark.parametrize("change", [{"skip_bad": True}, {"cache": False}])
+def test_what_is_not_to_be_kept(kept: DataConfig, tokenizer: Any, change: dict[str, Any]) -> None:
+    prepare_samples(replace(kept, **change), tokenizer)
+    assert kept_names(kept) == []
+
+
+def test_where_nothing_can_be_held_out(tmp_path: Path, tokenizer: Any) -> None:
+    text = tmp_path / "one.txt"
+    text.write_text("one two three", encoding="utf-8")
+    config = DataConfig(str(text), cache=str(tmp_path / "kept"))
+    for _ in range(2):
+        found = prepare_samples(config, tokenizer)
+        assert (len(found.train.samples), len(found.valid)) == (1, 0)
+    assert len(kept_names(config)) == 1
+
+
+def kept_names(config: DataConfig) -> list[str]:
+    return [path.name for path in Path(str(config.cache)).glob("[0-9a-f]*")]

@@ -37,6 +37,7 @@ from rango.errors import (
 from rango.tracking.events import read_events
 from rango.training.config import RunConfig, TrainingConfig
 from rango.training.prepare import prepare_samples
+from rango.training.run_folder import deciding
 from rango.training.train import train
 
 TRAINING = TrainingConfig(
@@ -519,3 +520,21 @@ def test_a_damaged_checkpoint_is_refused(config: RunConfig) -> None:
     tensors.write_bytes(data)
     with pytest.raises(AdapterError, match="is not what was written"):
         train(config, resume=True)
+
+
+def test_kept_data_give_the_same_run(config: RunConfig, tmp_path: Path, monkeypatch: Any) -> None:
+    config = change(config, data={"cache": str(tmp_path / "kept")})
+    train(config)
+    monkeypatch.setattr("rango.data.tokens.chunk.ChunkEncoder.encode", None)  # fails if called
+    monkeypatch.setattr("rango.training.prepare.HeldOut", None)
+    again = change(config, output=str(tmp_path / "again"))
+    train(again)
+    assert adapter_bytes(again) == adapter_bytes(config)
+
+
+def test_where_data_are_kept_decides_nothing(config: RunConfig, tmp_path: Path) -> None:
+    options = dataclasses.asdict(config)
+    moved = change(config, data={"cache": str(tmp_path / "kept"), "cache_gb": 1.0})
+    assert deciding(dataclasses.asdict(moved)) == deciding(options)
+    other = change(config, data={"max_length": 99})
+    assert deciding(dataclasses.asdict(other)) != deciding(options)

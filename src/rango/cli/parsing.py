@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
+from rango.data.reading.columns import parse_columns
 from rango.errors import ConfigError, nearest
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -21,6 +23,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 T = TypeVar("T")
 
 _CONFIG = "--config"
+_COLUMNS = "--data.columns"
 _NOT_IN_FILES = ("help", "config", "print_config", "json", "resume")
 
 
@@ -42,6 +45,19 @@ def new_parser(name: str, description: str, example: str, positional: str = "") 
         exit_on_error=False,
         allow_abbrev=False,
     )
+
+
+def with_columns(words: Sequence[str]) -> Iterator[str]:
+    """The words, with a mapping of columns written as at `rango check` turned into JSON."""
+    before = ""
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag == _COLUMNS and equals and not value.startswith("{"):
+            word = f"{flag}={json.dumps(parse_columns(value))}"
+        elif before == _COLUMNS and not word.startswith("{"):
+            word = json.dumps(parse_columns(word))
+        yield word
+        before = word
 
 
 def add_json_flag(parser: ArgumentParser, what: str) -> None:

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 import rango
 from rango.cli.output import as_facts, print_json, show
-from rango.cli.parsing import add_json_flag, collect, new_parser, parse, say
+from rango.cli.parsing import add_json_flag, collect, new_parser, parse, say, with_columns
 from rango.cli.progress import ProgressBars
 from rango.training.config import RunConfig
 
@@ -40,7 +40,7 @@ def parser() -> ArgumentParser:
     )
     add_json_flag(made, "the result")
     made.add_class_arguments(RunConfig)
-    made.set_defaults({"base.cache": True})
+    made.set_defaults({"base.cache": True, "data.cache": True})
     return made
 
 
@@ -51,7 +51,7 @@ def main(words: Sequence[str]) -> None:
 
         train_many.main(words)
         return
-    options = parse(parser(), words)
+    options = parse(parser(), [*with_columns(words)])
     config = collect(RunConfig, options)
     with ProgressBars() as progress:
         result = rango.train(config, resume=options.resume, progress=progress)

@@ -15,7 +15,14 @@ from rango.adapters.config import LoraConfig
 from rango.base.config import BaseConfig
 from rango.cli.fleet import FleetView
 from rango.cli.output import print_json, show
-from rango.cli.parsing import add_json_flag, new_parser, parse_given, parse_values, say
+from rango.cli.parsing import (
+    add_json_flag,
+    new_parser,
+    parse_given,
+    parse_values,
+    say,
+    with_columns,
+)
 from rango.data.config import DataConfig
 from rango.errors import ConfigError, JobsFailedError
 from rango.training.config import TrainingConfig
@@ -60,7 +67,7 @@ def parser() -> ArgumentParser:
 
 def main(words: Sequence[str]) -> None:
     """Parse, train, print."""
-    given = parse_given(parser(), words)
+    given = parse_given(parser(), [*with_columns(words)])
     jobs, resume, as_json = given.pop("jobs"), given.pop("resume", False), given.pop("json", False)
     config = _config(read_many(Path(jobs)), given)
     with FleetView() as view:
@@ -83,7 +90,8 @@ def _config(written: Values, given: Values) -> ManyConfig:
     job_flags: Values = {
         name: given.pop(name) for name in ("adapter", "data", "training") if name in given
     }
-    jobs = [overlaid(job, job_flags) for job in written.pop("jobs", [])]
+    kept = {"data": {"cache": True}}
+    jobs = [overlaid(overlaid(kept, job), job_flags) for job in written.pop("jobs", [])]
     values = overlaid(written, given)
     values["base"] = {"cache": True} | (values.get("base") or {})
     for name, flag in (("base", "--base.model"), ("output", "--output")):

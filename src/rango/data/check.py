@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rango.data.audit.audit import CHECKS, audit
+from rango.data.audit.personal import Personal
 from rango.data.audit.result import Audit, Dropped, Finding, Instance, Severity
 from rango.data.faults import FileFault
 from rango.data.preview import Preview, Supervision
@@ -193,6 +194,7 @@ class _Found:
         """File -> its place among the files."""
         self.dropped: list[Dropped] = []
         self._skip_bad = skip_bad
+        self._personal = Personal()
         self._counts: dict[str, int] = {}
         self._instances: dict[str, list[Instance]] = {}
 
@@ -257,6 +259,7 @@ class _Found:
     def _note(self, check: str, origin: Origin, reason: str, *, drop: bool = True) -> None:
         self._counts[check] = self._counts.get(check, 0) + 1
         instances = self._instances.setdefault(check, [])
+        reason = self._personal.hide(reason)  # it may quote the entry
         if len(instances) < _INSTANCES:
             instances.append(Instance(origin, _cut(reason, _EXCERPT)))
         if drop:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+DEFAULT_CACHE_GB = 10.0
+"""Bound on the size of all tokenized data that are kept, in 10⁹ bytes."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -37,9 +40,16 @@ class DataConfig:
     apart; off pads instead."""
     columns: dict[str, str] = field(default_factory=dict)
     """Where the data has other names: Rango's name, then the data's, such as
-    {prompt: question, completion: answer}; a name with dots reaches into nested objects."""
+    {prompt: question, completion: answer} (as a flag prompt=question,completion=answer); a name
+    with dots reaches into nested objects."""
     group_column: str | None = None
     """Column that says what belongs together (a customer, a document): a group is held out whole
     or not at all."""
     skip_bad: bool = False
     """Leave out entries that cannot be used, counted and logged, instead of stopping at them."""
+    cache: bool | str = False
+    """Keep tokenized data in $RANGO_CACHE/tokens (else ~/.cache/rango/tokens) or the folder given,
+    so that the next run over the same files need not read and tokenize them again; rango train
+    sets it. Standard input, the Hub's data, and data read with skip_bad are not kept."""
+    cache_gb: float = DEFAULT_CACHE_GB
+    """Bound on that folder's size in 10⁹ bytes; the least recently used data go first."""

@@ -21,16 +21,14 @@ from rango.data.audit.result import Audit, Dropped
 from rango.data.check import ENTRIES, FILES, numbered, place_of, with_faults
 from rango.data.faults import Faults, FileFault
 from rango.data.reading.columns import Columns
-from rango.data.reading.contents import contents
-from rango.data.reading.json_list import spans_lines
-from rango.data.reading.sources import TEXT_SUFFIXES, described, resolve, suffix_of
-from rango.data.reading.stream import HEAD, ByteStream, opened
+from rango.data.reading.contents import contents, is_json_lines
+from rango.data.reading.sources import described, resolve
+from rango.data.reading.stream import ByteStream, opened
 from rango.data.samples import Origin
 from rango.errors import ConfigError, DataError
 from rango.files.atomic import atomic_directory, atomic_file, refuse_existing
 from rango.progress import Progress, silent
 
-_UTF8_MARK = b"\xef\xbb\xbf"
 _PLAIN = (".jsonl", ".json", ".ndjson")
 """Names that a copy in JSON Lines may have; another would be taken for something else."""
 
@@ -174,8 +172,9 @@ class _Copy:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "wb") as file:
             try:
+                with opened(self._path) as beginning:
+                    by_line = is_json_lines(beginning)
                 with opened(self._path) as stream:
-                    by_line = _is_json_lines(stream)
                     entries = self._lines(stream) if by_line else self._entries(stream, columns)
                     file.writelines(self._kept(entries))
             except FileFault:
@@ -231,15 +230,6 @@ def _account(source: str, audit: Audit, kept: int, leave: Mapping[str, Sequence[
 
 def _changed(where: str) -> DataError:
     return DataError(f"{where}: changed since it was checked; check it again")
-
-
-def _is_json_lines(stream: ByteStream) -> bool:
-    """Whether entries are lines, as `rango.data.reading.contents` sees it."""
-    if suffix_of(stream.name) in TEXT_SUFFIXES:
-        return False
-    head = stream.peek(HEAD).removeprefix(_UTF8_MARK)
-    start = head.lstrip()[:1]
-    return not start or (start == b"{" and not spans_lines(head))
 
 
 def _blank(line: bytes) -> bool:

@@ -21,7 +21,8 @@ class HeldOut:
     """Which of some examples are held out: about `share` of the prompts, or of the groups.
 
     With two distinct ones or more and a share above 0, neither side is empty (with few of them
-    the nearest one crosses over). Eight bytes an example are kept, until all were seen.
+    the nearest one crosses over); a single one is learnt. Eight bytes an example are kept, until
+    all were seen.
     Raises ConfigError unless 0 ≤ share < 1.
     """
 
@@ -30,9 +31,9 @@ class HeldOut:
             raise ConfigError(f"valid_share should be at least 0 and below 1, not {share}")
         places = np.fromiter((_place(example) for example in examples), np.float64)
         distinct = np.unique(places)
-        held = int(np.searchsorted(distinct, share))
+        held = min(int(np.searchsorted(distinct, share)), max(len(distinct) - 1, 0))
         if share > 0 and len(distinct) > 1:
-            held = min(max(held, 1), len(distinct) - 1)
+            held = max(held, 1)
         self._below = float(distinct[held]) if held < len(distinct) else 1.0
         self.count = int(np.count_nonzero(places < self._below))
         """How many of the examples are held out."""

@@ -28,7 +28,11 @@ from rango.report.svg import bar_chart
 _STYLE = """<style>
 .finding{background:var(--card);border:1px solid var(--rule);border-left:4px solid var(--soft);
 border-radius:8px;padding:.7rem .9rem;margin:.75rem 0}
-.finding h3{margin:0 0 .3rem;font-size:1rem}.finding table{margin-top:.5rem}
+.finding h3{margin:0 0 .3rem;font-size:1rem}
+.finding table{margin-top:.5rem;table-layout:fixed}.finding thead th:first-child{width:38%}
+.finding tbody th{white-space:normal;overflow-wrap:anywhere}
+.finding td,.sample pre{unicode-bidi:plaintext}
+.tiles{grid-template-columns:repeat(auto-fit,minmax(min(9rem,100%),1fr))}
 .badge{border-radius:4px;padding:.05rem .4rem;font-size:.8rem;font-weight:600;color:#fff;
 background:#5b6673}
 .error{border-left-color:#b3261e}.error .badge{background:#b3261e}
@@ -82,7 +86,7 @@ def _headline(audit: Audit) -> list[tuple[str, str]]:
         ("warnings", integer(audit.warnings)),
         (f"{lengths.unit} in all", integer(lengths.total)),
         (f"longest, in {lengths.unit}", integer(lengths.longest)),
-        ("left out by a cleaned copy (--fix)", integer(len(audit.dropped))),
+        ("left out by --fix", integer(len(audit.dropped))),
     ]
 
 

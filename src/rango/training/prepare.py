@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from rango.data.config import DataConfig
-from rango.data.reading.read import read_examples, stream_examples
+from rango.data.reading.read import stream_examples
 from rango.data.samples import Example, Sample
 from rango.data.split import HeldOut
 from rango.data.tokens.tokenize import Tokenized, digest, tokenize
 from rango.errors import ConfigError, DataError
 from rango.files.digests import json_digest
 from rango.progress import Progress, silent
+from rango.training.keeping import keeping
 
 GENERAL_SAMPLES = 64
 """Forgetting is measured on at most this many samples, the first of the file."""
@@ -78,7 +81,11 @@ def prepare_samples(config: DataConfig, tokenizer: Any, progress: Progress = sil
             progress=progress,
         )
 
-    def tokens(examples: Iterable[Example], total: int | None = None) -> Tokenized:
+    def tokens(
+        examples: Iterable[Example],
+        kept: dict[str, Any],
+        total: Callable[[], int] | None = None,
+    ) -> Tokenized:
         return tokenize(
             examples,
             tokenizer,
@@ -88,24 +95,41 @@ def prepare_samples(config: DataConfig, tokenizer: Any, progress: Progress = sil
             total=total,
             skip=skip,
             progress=progress,
+            **kept,
         )
 
     if config.valid is None:
-        # read once to find what is held out, then once for each side: it may not fit in memory
+        # read once to find what is held out, then once for each side: it may not fit in memory;
+        # not at all where both sides were kept by an earlier run
         again = (lambda fault: None) if config.skip_bad else None  # noted the first time
         kept = list(read(config.train, skip)) if config.train == "-" else None  # read only once
 
         def examples() -> Iterable[Example]:
             return read(config.train, again) if kept is None else kept
 
-        held = HeldOut(read(config.train, skip) if kept is None else kept, config.valid_share)
-        train = tokens((one for one in examples() if one not in held), held.rest)
-        valid = (
-            tokens((one for one in examples() if one in held), held.count) if held.count else None
-        )
+        @cache
+        def held() -> HeldOut:
+            every = read(config.train, skip) if kept is None else kept
+            return HeldOut(every, config.valid_share)
+
+        def side(held_out: bool) -> Iterator[Example]:
+            chosen = held()
+            if held_out and not chosen.count:
+                raise _NoneHeldOut
+            yield from (one for one in examples() if (one in chosen) == held_out)
+
+        keep = keeping(config, config.train, config.columns, config.group_column)
+        share = config.valid_share
+        train = tokens(side(False), keep(["train", share]), lambda: held().rest)
+        valid = None
+        if share:
+            with suppress(_NoneHeldOut):
+                valid = tokens(side(True), keep(["valid", share]), lambda: held().count)
     else:
-        train = tokens(read(config.train, skip))
-        valid = tokens(read(config.valid, skip))
+        train, valid = [
+            tokens(read(source, skip), keeping(config, source, config.columns)("all"))
+            for source in (config.train, config.valid)
+        ]
     valid_samples: Sequence[Sample] = valid.samples if valid else []
     general, general_on = _general(config, tokenizer, valid_samples, progress)
     return Samples(
@@ -147,11 +171,16 @@ def _general(
         )
         return prompts, f"{'' if whole else 'the prompts of '}the held-out samples"
     found = tokenize(
-        read_examples(config.general),
+        stream_examples(config.general),
         tokenizer,
         max_length=config.max_length,
         too_long="truncate",
         loss_on="all",
         progress=progress,
+        **keeping(config, config.general)("all"),
     )
     return found.samples[:GENERAL_SAMPLES], "general text"
+
+
+class _NoneHeldOut(Exception):
+    """Nothing is held out."""

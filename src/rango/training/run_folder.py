@@ -33,6 +33,8 @@ _FREE = (
     ("data", "valid"),
     ("data", "general"),
     ("data", "chat_template"),
+    ("data", "cache"),
+    ("data", "cache_gb"),
     ("training", "checkpoint_every"),
     ("training", "keep_checkpoints"),
 )

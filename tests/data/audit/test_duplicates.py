@@ -15,11 +15,11 @@ from rango.data.samples import Example, Message, Origin
 
 def copies_of(examples, hasher):
     views = [view_of(index, example) for index, example in enumerate(examples)]
-    collected = Collected()
-    for begin in range(0, len(views), 3):
-        part = views[begin : begin + 3]
-        collected.add(part, hasher.signatures([view.body for view in part]))
-    return collected.close()
+    with Collected() as collected:
+        for begin in range(0, len(views), 3):
+            part = views[begin : begin + 3]
+            collected.add(part, hasher.signatures([view.body for view in part]))
+        return collected.close()
 
 
 @settings(max_examples=60)

@@ -184,3 +184,16 @@ def test_a_reading_left_alone_closes_its_file(write):
     reading.close()
     if held:
         assert len(os.listdir("/proc/self/fd")) < len(held)
+
+
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("blanks", [0, stream.HEAD])
+def test_an_object_that_spans_more_lines_than_are_looked_at(write, before, blanks):
+    """Wherever the part that is looked at ends: within a word, a number, a letter."""
+    body = '{{\n"prompt": "{}",\n"completion": "ñ\\u00f1",\n"wanted": true,\n"rate": 1.25\n}}\n'
+    length = len(body.format("").encode())
+    for rest in range(1, length):
+        text = body.format("x" * (stream.HEAD - rest))
+        content = before + b" " * blanks + text.encode()
+        (one,) = read_examples(write(content, "big.json"))
+        assert one.messages[1].content == "ññ"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
+import families
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rango.data.faults import Faults
 from rango.data.samples import Example, Message, Origin, Sample
-from rango.data.tokens.encode import Encoder
+from rango.data.templates.render import Rendered
+from rango.data.tokens.encode import Encoder, _Chat
 from rango.errors import DataError
 
 Make = Callable[..., Any]
@@ -135,3 +138,14 @@ def test_unknown_words_end_no_turn() -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.content + ' STOP ' }}{% endfor %}"
     with pytest.raises(DataError, match="no end-of-turn token"):
         encoded(tokenizer, talk(*turns))
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_the_tokens_at_a_character_are_those_of_the_offsets(name: str) -> None:
+    text = "  El niño pequen\u0303o 👩\u200d👧 comió 日本語\n\n\tpiñas  <|im_end|> </s>\u00a0 ok "
+    encoding = families.tokenizer(name)(text, add_special_tokens=False).encodings[0]
+    chat = _Chat(Rendered(text, (), ()), encoding.ids, encoding)
+    begins, ends = zip(*encoding.offsets, strict=True)
+    for place in range(-1, len(text) + 1):
+        assert chat.beginning_after(place) == bisect_right(begins, place)
+        assert chat.ending_after(place) == bisect_right(ends, place)

@@ -1,8 +1,8 @@
 """The audit: one pass over the samples, with every check looking at each.
 
-Memory does not grow with the texts: about 190 bytes a sample are kept (digests, signature, length,
-origin), excerpts in a temporary file, and texts of a uniform sample of 5,000. The held-out set is
-read first, and takes about 1 kB a sample.
+Memory does not grow with the texts: about 60 bytes a sample are kept (digests, length, origin),
+excerpts and MinHash signatures in temporary files, and texts of a uniform sample of 5,000. The
+held-out set is read first, and takes about 1 kB a sample.
 
 The result depends on the samples and their order alone.
 """
@@ -71,8 +71,8 @@ def audit(
     """
     hasher = MinHasher()
     apart = None if held_out is None else HeldOut(held_out, hasher, progress)
-    with Ledger() as ledger:
-        seen = _Pass(ledger, hasher, apart, unit, max_length, words)
+    with Ledger() as ledger, Collected() as collected:
+        seen = _Pass(ledger, collected, hasher, apart, unit, max_length, words)
         examples = iter(examples)
         while chunk := list(islice(examples, _AT_ONCE)):
             seen.add(chunk, (measure or characters)(chunk))
@@ -86,6 +86,7 @@ class _Pass:
     def __init__(
         self,
         ledger: Ledger,
+        collected: Collected,
         hasher: MinHasher,
         held_out: HeldOut | None,
         unit: Unit,
@@ -93,6 +94,7 @@ class _Pass:
         words: Sequence[str],
     ) -> None:
         self._ledger = ledger
+        self._collected = collected
         self._hasher = hasher
         self._held_out = held_out
         self._unit: Unit = unit
@@ -105,7 +107,6 @@ class _Pass:
         self._words = Words(words)
         self._labels = Labels()
         self._reservoir = Reservoir()
-        self._collected = Collected()
 
     def add(self, examples: Sequence[Example], lengths: Sequence[int]) -> None:
         """Look at the next samples."""

@@ -1,12 +1,14 @@
 """Samples that stand more than once, nearly so, or with another answer.
 
 Kept of each sample until the end of the pass: a 128-bit digest of the whole, 64 bits of the prompt
-and of the answer, and a MinHash signature of 128 bytes: 161 bytes in all.
+and of the answer (33 bytes in all), and in a temporary file a MinHash signature of 128 bytes.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +27,25 @@ _NOTHING = bytes(8)
 
 
 class Collected:
-    """What is kept of the samples during the pass."""
+    """What is kept of the samples during the pass; a context, which closes the file."""
 
     def __init__(self) -> None:
         self._wholes = bytearray()
         self._prompts = bytearray()
         self._answers = bytearray()
         self._some = bytearray()
-        self._signatures = bytearray()
+        self._signatures = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def __enter__(self) -> Collected:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._signatures.close()
 
     def add(self, views: Sequence[View], signatures: Signatures) -> None:
         """Note the next samples; `signatures` are those of their bodies."""
@@ -42,16 +55,19 @@ class Collected:
             self._prompts += view.prompt[:8] if answered else _NOTHING
             self._answers += digest([view.answer])[:8] if answered else _NOTHING
             self._some.append(bool(view.body))
-        self._signatures += signatures.tobytes()
+        self._signatures.write(signatures.tobytes())
 
     def close(self, progress: Progress = silent) -> Copies:
-        """Compare all samples."""
+        """Compare all samples, of which there are some."""
+        self._signatures.flush()
+        # a plain array over the same memory; what is mapped is the system's to take back
+        signatures = np.memmap(self._signatures, np.uint8, "r").view(np.ndarray)
         return Copies(
             np.frombuffer(self._wholes, np.uint64).reshape(-1, 2),
             np.frombuffer(self._prompts, np.uint64),
             np.frombuffer(self._answers, np.uint64),
             np.frombuffer(self._some, np.bool_),
-            np.frombuffer(self._signatures, np.uint8).reshape(-1, PERMUTATIONS),
+            signatures.reshape(-1, PERMUTATIONS),
             progress,
         )
 

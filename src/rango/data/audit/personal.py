@@ -78,6 +78,10 @@ class Personal:
                 kept.append(span)
         return sorted(kept, key=lambda span: span[1])
 
+    def hide(self, text: str) -> str:
+        """The text with its personal data masked."""
+        return masked(text, self.find(text))
+
     def findings(self, total: int) -> Iterator[Finding]:
         """What was found in `total` samples."""
         for check, tally in self._tallies.items():

@@ -12,6 +12,7 @@ from rango.data.samples import Example
 _BEFORE = 30
 """Characters that an excerpt shows before the place in question."""
 _SYSTEM = ("system", "developer")
+_MANY_STARS = "*" * 13
 _STARS = re.compile(r"\*{13,}")
 
 
@@ -48,11 +49,11 @@ class View:
     def summary(self) -> str:
         """Prompt and answer, or the text, in at most 120 printable characters, masked."""
         asked = printable(self.shown[: min(self.cut, 240)])
-        answer = printable(self.shown[self.cut : self.cut + 120])
-        answer = self.example.label if self.example.label is not None else answer
+        label = self.example.label
+        answer = printable(self.shown[self.cut : self.cut + 120] if label is None else label)
         if not answer:
             return shorten(asked, 120)
-        return f"{shorten(asked, 60)} → {shorten(printable(answer), 57)}"
+        return f"{shorten(asked, 60)} → {shorten(answer, 57)}"
 
 
 def view_of(index: int, example: Example) -> View:
@@ -102,7 +103,9 @@ def digest(parts: list[str]) -> bytes:
 
 def printable(text: str) -> str:
     """One line that any terminal can show: white space collapsed, the unprintable escaped."""
-    line = _STARS.sub("*" * 12, " ".join(text.split()))
+    line = " ".join(text.split())
+    if _MANY_STARS in line:
+        line = _STARS.sub("*" * 12, line)
     if line.isprintable():
         return line
     return "".join(

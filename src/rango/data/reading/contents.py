@@ -68,9 +68,7 @@ def contents(stream: ByteStream, columns: Columns, faults: Faults) -> Contents:
         for mark, table in _TABLES.items():
             if head.startswith(mark):
                 return _table(table(stream, columns.needs, faults), stream, columns)
-    if head.startswith(_UTF8_MARK):
-        stream.read(len(_UTF8_MARK))
-        head = head.removeprefix(_UTF8_MARK)
+    head = _past_mark(stream)
     if suffix in TEXT_SUFFIXES:
         return Contents(paragraphs(stream, faults), plain=True)
     head = _past_blanks(stream, head)
@@ -91,6 +89,15 @@ def contents(stream: ByteStream, columns: Columns, faults: Faults) -> Contents:
     )
 
 
+def is_json_lines(stream: ByteStream) -> bool:
+    """Whether entries are lines of JSON, as `contents` sees it; reads on where blanks are."""
+    if suffix_of(stream.name) in TEXT_SUFFIXES:
+        return False
+    head = _past_blanks(stream, _past_mark(stream))
+    start = head.lstrip()[:1]
+    return not start or (start == b"{" and not spans_lines(head))
+
+
 def _table(table: Table, stream: ByteStream, columns: Columns) -> Contents:
     names, rows = table
     try:
@@ -98,6 +105,15 @@ def _table(table: Table, stream: ByteStream, columns: Columns) -> Contents:
     except DataError as error:
         raise FileFault(str(error)) from error
     return Contents(rows, format)
+
+
+def _past_mark(stream: ByteStream) -> bytes:
+    """What comes next, past a byte-order mark."""
+    head = stream.peek(HEAD)
+    if not head.startswith(_UTF8_MARK):
+        return head
+    stream.read(len(_UTF8_MARK))
+    return stream.peek(HEAD)  # a whole head: a shorter one would be taken for all there is
 
 
 def _past_blanks(stream: ByteStream, head: bytes) -> bytes:

@@ -14,7 +14,6 @@ an answer is what is learnt of it. The last answer must be kept whole.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +25,21 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from rango.data.samples import Message
 from rango.data.templates.built_in import BUILT_IN
 from rango.data.templates.dates import pinned
+from rango.data.templates.parts import (
+    OPEN,
+    PART,
+    SENTINEL,
+    Parts,
+    apart,
+    placed,
+    thinks,
+    whole,
+    with_sentinels,
+    written_as,
+)
 from rango.errors import DataError, TokenizerError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_SENTINEL = re.compile("\ue000([0-9]+)([\ue001\ue002])")
-_PART = {"\ue001": 0, "\ue002": 1}
-_OPEN, _CLOSE = "<think>", "</think>"
 # what a template that does its own arithmetic on the messages can raise, besides its own refusals
 _TEMPLATE_FAULTS = (
     TemplateError,
@@ -69,15 +77,6 @@ class Rendered:
     turns: tuple[Turn, ...]
     contents: tuple[tuple[int, int, int], ...]
     """(message, begin, end), ascending."""
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """A content as literal text (`frame`) around the parts whose places are sought."""
-
-    frame: tuple[str, ...]
-    parts: tuple[str, ...]
-    """One fewer than `frame` has: nothing, the content, or the reasoning and what follows it."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ class Renderer:
             "so what is to be learnt can't be found in it; write the data in the form that the "
             "template keeps, or as prompt/completion"
         )
-        for split in (_whole, _apart) if any(map(_thinks, messages)) else (_whole,):
+        for split in (whole, apart) if any(map(thinks, messages)) else (whole,):
             try:
                 found = self._found(messages, [split(message) for message in messages], text)
             except DataError as error:
@@ -163,7 +162,7 @@ class Renderer:
         raise fault
 
     def _found(
-        self, messages: Sequence[Message], split: Sequence[_Parts], text: str
+        self, messages: Sequence[Message], split: Sequence[Parts], text: str
     ) -> Rendered | None:
         """The answers in the text, the contents being split so; None where they don't match."""
         roles = tuple(message.role for message in messages)
@@ -174,9 +173,10 @@ class Renderer:
             self._skeletons[roles, frames] = self._skeleton(roles, frames)
         skeleton = self._skeletons[roles, frames]
         forms = [
-            _forms(split[message].parts[part], roles[message]) for message, part in skeleton.slots
+            written_as(split[message].parts[part], roles[message])
+            for message, part in skeleton.slots
         ]
-        spans = _match(skeleton.pieces, forms, text)
+        spans = placed(skeleton.pieces, forms, text)
         if spans is None:
             return None
         turns = tuple(
@@ -196,12 +196,12 @@ class Renderer:
 
     def _skeleton(self, roles: tuple[str, ...], frames: Sequence[tuple[str, ...]]) -> _Skeleton:
         messages = [
-            Message(role, _with_sentinels(number, frame))
+            Message(role, with_sentinels(number, frame))
             for number, (role, frame) in enumerate(zip(roles, frames, strict=True))
         ]
         text = self.text(messages)
-        found = list(_SENTINEL.finditer(text))
-        slots = tuple((int(match[1]), _PART[match[2]]) for match in found)
+        found = list(SENTINEL.finditer(text))
+        slots = tuple((int(match[1]), PART[match[2]]) for match in found)
         _check_kept(roles, frames, slots)
         bounds = [0, *(edge for match in found for edge in match.span()), len(text)]
         pieces = [text[begin:end] for begin, end in zip(bounds[::2], bounds[1::2], strict=True)]
@@ -260,7 +260,7 @@ class Renderer:
         )
         marked: dict[int, tuple[int, int]] = {}
         for begin, end in spans[0]:
-            for match in _SENTINEL.finditer(text, begin, end):
+            for match in SENTINEL.finditer(text, begin, end):
                 known = marked.get(int(match[1]), (begin, end))
                 marked[int(match[1])] = (min(begin, known[0]), max(end, known[1]))
         return marked
@@ -280,41 +280,6 @@ def template_of(tokenizer: Any) -> str | None:
             )
         own = own["default"]
     return pinned(own)
-
-
-def _whole(message: Message) -> _Parts:
-    """The content as one part. A blank one that no one writes is literal text: templates often
-    treat it otherwise than any other."""
-    if message.role == "assistant" or message.content.strip():
-        return _Parts(("", ""), (message.content,))
-    return _Parts((message.content,), ())
-
-
-def _thinks(message: Message) -> bool:
-    return message.role == "assistant" and message.content.count(_CLOSE) == 1
-
-
-def _apart(message: Message) -> _Parts:
-    """An answer's reasoning and its text as two parts, the tags and white space between them being
-    literal; other messages as one."""
-    head, _, answer = message.content.partition(_CLOSE)
-    before, opened, reasoning = head.rpartition(_OPEN)
-    if not _thinks(message) or before.strip():
-        return _whole(message)
-    written, thought = answer.lstrip(), reasoning.strip()
-    between = f"{_CLOSE}{answer[: len(answer) - len(written)]}"
-    if not thought:
-        return _Parts((f"{head}{between}", ""), (written,))
-    begin = reasoning.index(thought)
-    end = begin + len(thought)
-    opening = f"{before}{opened}{reasoning[:begin]}"
-    return _Parts((opening, f"{reasoning[end:]}{between}", ""), (thought, written))
-
-
-def _with_sentinels(message: int, frame: tuple[str, ...]) -> str:
-    sentinels = [f"\ue000{message}{mark}" for mark in list(_PART)[: len(frame) - 1]]
-    pairs = zip(frame, [*sentinels, ""], strict=True)
-    return "".join(literal + sentinel for literal, sentinel in pairs)
 
 
 def _check_kept(
@@ -353,40 +318,6 @@ def _opening(piece: str, frame: tuple[str, ...]) -> int:
     """Length of the tag that opens a reasoning, with the white space after it, at a piece's end;
     0 where the content has none."""
     before = piece.rstrip()
-    if len(frame) < 3 or _OPEN not in frame[0] or not before.endswith(_OPEN):
+    if len(frame) < 3 or OPEN not in frame[0] or not before.endswith(OPEN):
         return 0
-    return len(piece) - len(before) + len(_OPEN)
-
-
-def _match(
-    pieces: tuple[str, ...], forms: Sequence[Sequence[str]], text: str
-) -> list[tuple[int, int]] | None:
-    """The characters of each slot in the text, or None; a slot holds one of its forms.
-
-    Every form is followed, so that white space shared by a content's edge and the template's own
-    text can't mislead.
-    """
-    if not text.startswith(pieces[0]):
-        return None
-    ways: dict[int, list[tuple[int, int]]] = {len(pieces[0]): []}
-    for ways_of_slot, after in zip(forms, pieces[1:], strict=True):
-        following: dict[int, list[tuple[int, int]]] = {}
-        for begin, spans in ways.items():
-            for form in ways_of_slot:
-                end = begin + len(form)
-                if text.startswith(form, begin) and text.startswith(after, end):
-                    following.setdefault(end + len(after), [*spans, (begin, end)])
-        ways = following
-    return ways.get(len(text))
-
-
-def _forms(content: str, role: str) -> list[str]:
-    """How a template may write a content: as it is, or trimmed; the result of a tool also as the
-    inside of a JSON string."""
-    trimmed = [content]
-    if content != content.strip():
-        trimmed += [content.strip(), content.lstrip(), content.rstrip()]
-        trimmed += [content.strip("\n"), content.lstrip("\n"), content.rstrip("\n")]
-    if role == "tool":
-        trimmed += [json.dumps(form, ensure_ascii=False)[1:-1] for form in trimmed]
-    return list(dict.fromkeys(trimmed))
+    return len(piece) - len(before) + len(OPEN)

@@ -25,8 +25,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rango.data.config import DEFAULT_CACHE_GB
 from rango.data.samples import Example
-from rango.data.templates import dates, render
+from rango.data.templates import dates, parts, render
 from rango.data.tokens import chunk, encode
 from rango.data.tokens.chunk import TokenOptions
 from rango.data.tokens.store import SampleStore
@@ -35,13 +36,10 @@ from rango.files.atomic import atomic_directory
 from rango.files.cache_folder import cache_folder, make_room, may_keep, remove_leftovers
 from rango.files.digests import file_digest, json_digest
 
-DEFAULT_CACHE_GB = 10.0
-"""Bound on the size of all entries, in 10⁹ bytes."""
-
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{64}\..*\.tmp")
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
-_MAKING = (chunk, dates, encode, render)
+_MAKING = (chunk, dates, encode, parts, render)
 """Modules whose text decides about samples: with each change of it they are made again."""
 _LOG = logging.getLogger("rango")
 
@@ -128,14 +126,19 @@ class TokenCache:
             return None
         return found
 
-    def make(self, key: str, write: Write) -> SampleStore:
+    def make(
+        self, key: str, write: Write, unchanged: Callable[[], bool] = lambda: True
+    ) -> SampleStore:
         """Have `write` write the samples, and keep them under `key` unless another process has done
-        so meanwhile. Raises what `write` raises; nothing is kept then."""
+        so meanwhile, or `unchanged` then says that their data is no more what `key` stands for.
+        Raises what `write` raises; nothing is kept then."""
         made: list[SampleStore] = []
         with self._writing():
             try:
                 with atomic_directory(self.folder / key) as working:
                     made.append(write(working))
+                    if not unchanged():
+                        raise _NotKept("the data changed while it was read; not kept")
                     self._make_room(made[0].nbytes)
             except OutputExistsError:
                 found = self.find(key)

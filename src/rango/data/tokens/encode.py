@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress, count
 from typing import Any
+
+from tokenizers import Encoding
 
 from rango.data.faults import Faults
 from rango.data.samples import Example, Origin, Sample
@@ -44,6 +47,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._last_only = last_only
         self._end = int(tokenizer.eos_token_id)
+        self._unknown = tokenizer.unk_token_id
         # some vocabularies hold runs of white space as added tokens, which mark nothing
         added = tokenizer.added_tokens_decoder.items()
         worded = {token for token, entry in added if entry.content.strip(" \t\r\n▁")}
@@ -52,7 +56,7 @@ class Encoder:
         named = {text for name, text in mapped.items() if name != "unk_token"}
         named |= set(tokenizer.extra_special_tokens)
         self._named = set(tokenizer.convert_tokens_to_ids(sorted(named))) - {None}
-        unknown = {tokenizer.unk_token_id} - self._named
+        unknown = {self._unknown} - self._named
         special = {token for token, entry in added if entry.special} | self._named
         self._special = {token: entry.content for token, entry in added if token in special}
         self._markers = self._named | worded - unknown
@@ -88,15 +92,14 @@ class Encoder:
             except DataError as error:
                 faults.add(DataError(f"{example.origin}: {error}"))
                 rendered.append(None)
-        texts = [entry.text for entry in rendered if entry]
-        encoded = iter(self._encodings(texts))
+        encoded = iter(self._encodings([entry.text for entry in rendered if entry]))
         samples: list[Sample | None] = []
         for example, entry in zip(examples, rendered, strict=True):
             sample = None
             if entry:
-                ids, offsets = next(encoded)
+                encoding = next(encoded)
                 try:
-                    sample = self._supervise(_Chat(entry, ids, offsets), example.origin)
+                    sample = self._supervise(_Chat(entry, encoding.ids, encoding), example.origin)
                 except DataError as error:
                     faults.add(DataError(f"{example.origin}: {error}"))
             samples.append(sample)
@@ -130,7 +133,7 @@ class Encoder:
         first = chat.ending_after(begin)
         after = max(first, chat.beginning_after(end - 1))
         if first < after:
-            around = text[chat.offsets[first][0] : begin], text[end : chat.offsets[after - 1][1]]
+            around = text[chat.begins(first) : begin], text[end : chat.ends(after - 1)]
             for part in around:
                 if part.strip():
                     raise DataError(
@@ -147,7 +150,7 @@ class Encoder:
         while (
             first < answer.start
             and chat.ids[first] in self._markers
-            and chat.offsets[first][0] < turn.start
+            and chat.begins(first) < turn.start
         ):
             first += 1  # a marker that swallows the white space after it
         last = self._end_of_turn(chat, turn, answer.stop)
@@ -159,7 +162,7 @@ class Encoder:
         others = (begin for message, begin, _ in contents if message != turn.message)
         next_message = next((begin for begin in others if begin >= turn.end), len(text))
         for index in range(after, len(chat.ids)):
-            begin, end = chat.offsets[index]
+            begin, end = chat.span(index)
             if begin >= next_message and begin < end:
                 break
             if chat.ids[index] in self._markers:
@@ -177,9 +180,11 @@ class Encoder:
         begins = [begin for _, begin, _ in contents]
         outside = set(self._named)
         inside: list[tuple[int, int, str]] = []
-        for token, (begin, end) in zip(chat.ids, chat.offsets, strict=True):
-            written = self._special.get(token)
-            if written is None or written not in text[begin:end]:  # a byte may be such a token too
+        special = self._special
+        for place in compress(count(), map(special.__contains__, chat.ids)):
+            token, (begin, end) = chat.ids[place], chat.span(place)
+            written = special[token]
+            if written not in text[begin:end]:  # a byte may be such a token too
                 continue
             at = text.index(written, begin)  # some swallow the white space around them
             near = max(0, bisect_right(begins, at) - 1)
@@ -207,9 +212,10 @@ class Encoder:
         answers = [example.messages[1].content for example in examples]
         joined = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
         samples: list[Sample | None] = []
-        for example, answer, (prompt_ids, _), (ids, _) in zip(
+        for example, answer, asked, both in zip(
             examples, answers, self._encodings(prompts), self._encodings(joined), strict=True
         ):
+            prompt_ids, ids = asked.ids, both.ids
             if ids[: len(prompt_ids)] == prompt_ids:
                 answer_ids = ids[len(prompt_ids) :]
             else:
@@ -225,8 +231,8 @@ class Encoder:
     def _texts(self, examples: Sequence[Example], faults: Faults) -> list[Sample | None]:
         texts = [example.messages[0].content for example in examples]
         return [
-            self._framed([], ids, example.origin)
-            for example, (ids, _) in zip(examples, self._encodings(texts), strict=True)
+            self._framed([], encoding.ids, example.origin)
+            for example, encoding in zip(examples, self._encodings(texts), strict=True)
         ]
 
     def _framed(self, prompt_ids: list[int], answer_ids: list[int], origin: Origin) -> Sample:
@@ -242,8 +248,10 @@ class Encoder:
 
     def _verify(self, answer: str, ids: list[int]) -> None:
         """Raise DataError unless the tokens, decoded, give the answer back."""
-        if self._tokenizer.unk_token_id in ids:
+        if self._unknown in ids:
             return  # what the vocabulary lacks can't come back
+        if self._tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False) == answer:
+            return  # nearly always; what follows takes several times as long
         decoded = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         if _plain(answer) != _plain(decoded):
             raise DataError(
@@ -251,17 +259,18 @@ class Encoder:
                 f"{answer[:60]!r}; the tokenizer's offsets or its chat template are faulty"
             )
 
-    def _encodings(self, texts: list[str]) -> Iterable[tuple[list[int], list[tuple[int, int]]]]:
+    def _encodings(self, texts: list[str]) -> list[Encoding]:
         if not texts:
             return []
         encoded = self._tokenizer(
             texts,
             add_special_tokens=False,
-            return_offsets_mapping=True,
             return_attention_mask=False,
+            return_token_type_ids=False,
             verbose=False,
         )
-        return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        # its offsets as lists of tuples would take a third as long as the tokenizer itself
+        return list(encoded.encodings)
 
 
 def opening(tokenizer: Any) -> list[int]:
@@ -284,23 +293,35 @@ class _Chat:
 
     rendered: Rendered
     ids: list[int]
-    offsets: list[tuple[int, int]]
+    encoding: Encoding
+
+    def span(self, index: int) -> tuple[int, int]:
+        """The characters of a token: begin, end."""
+        return self.encoding.token_to_chars(index) or (0, 0)  # of one text, each has a place
+
+    def begins(self, index: int) -> int:
+        """The first character of a token."""
+        return self.span(index)[0]
+
+    def ends(self, index: int) -> int:
+        """Where a token's characters end."""
+        return self.span(index)[1]
 
     def ending_after(self, place: int) -> int:
         """The first token that ends after this character."""
-        return bisect_right(self.offsets, place, key=_ending)
+        found = self.encoding.char_to_token(place) if place >= 0 else None
+        if found is None:  # white space that the tokenizer drops
+            found = bisect_right(range(len(self.ids)), place, key=self.ends)
+        return found
 
     def beginning_after(self, place: int) -> int:
         """The first token that begins after this character."""
-        return bisect_right(self.offsets, place, key=_beginning)
-
-
-def _beginning(offset: tuple[int, int]) -> int:
-    return offset[0]
-
-
-def _ending(offset: tuple[int, int]) -> int:
-    return offset[1]
+        after = self.encoding.char_to_token(place) if place >= 0 else None
+        if after is None:
+            return bisect_right(range(len(self.ids)), place, key=self.begins)
+        while after < len(self.ids) and self.begins(after) <= place:
+            after += 1  # the tokens of one character
+        return after
 
 
 def _plain(text: str) -> str:

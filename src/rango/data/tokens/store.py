@@ -64,13 +64,14 @@ class Block:
         lengths = np.array([len(sample) for sample in samples], dtype=np.int64)
         tokens = int(lengths.sum())
 
-        def joined(parts: Iterator[tuple[int, ...]], dtype: type) -> NDArray[Any]:
-            return np.fromiter(chain.from_iterable(parts), dtype, tokens)
+        def joined(masks: Iterator[tuple[bool, ...]]) -> NDArray[np.uint8]:
+            return np.frombuffer(b"".join(map(bytes, masks)), np.uint8)
 
-        supervised = joined((sample.supervised for sample in samples), np.uint8)
-        content = joined((sample.content for sample in samples), np.uint8)
+        supervised = joined(sample.supervised for sample in samples)
+        content = joined(sample.content for sample in samples)
+        ids = chain.from_iterable(sample.input_ids for sample in samples)
         return Block(
-            ids=joined((sample.input_ids for sample in samples), np.int32),
+            ids=np.fromiter(ids, np.int32, tokens),
             flags=supervised * np.uint8(_SUPERVISED) | content * np.uint8(_CONTENT),
             lengths=lengths,
             origins=np.array(origins, dtype=np.int64).reshape(-1, 2),

@@ -20,16 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rango.data.config import DEFAULT_CACHE_GB
 from rango.data.faults import LIMIT, Faults
 from rango.data.samples import Example, Message, Origin, Sample
 from rango.data.templates.render import Renderer
-from rango.data.tokens.cache import (
-    DEFAULT_CACHE_GB,
-    cache_key,
-    examples_digest,
-    open_token_cache,
-    unkept,
-)
+from rango.data.tokens.cache import cache_key, examples_digest, open_token_cache, unkept
 from rango.data.tokens.chunk import Encoded, LossOn, TokenOptions, TooLong
 from rango.data.tokens.encode import Encoder, opening, token_ids
 from rango.data.tokens.store import Block, SampleStore, StoreWriter
@@ -74,10 +69,11 @@ def tokenize(
     too_long: TooLong = "error",
     loss_on: LossOn = "completion",
     workers: int | None = None,
-    total: int | None = None,
+    total: int | Callable[[], int] | None = None,
     cache: bool | str | Path = False,
     cache_gb: float = DEFAULT_CACHE_GB,
     data: str | None = None,
+    unchanged: Callable[[], bool] = lambda: True,
     skip: Callable[[DataError], None] | None = None,
     progress: Progress = silent,
 ) -> Tokenized:
@@ -85,11 +81,13 @@ def tokenize(
 
     workers: processes to share the work among; None for one a core where that pays, 1 for this one
     alone. The result does not depend on it.
-    total: how many examples an iterator has, for progress, if that is known.
+    total: how many examples an iterator has, for progress, if that is known, or what tells it:
+    asked only where samples are made, once their first examples were read.
     cache: keep the samples in that folder (True: the user's), at most cache_gb · 10⁹ bytes, and
     take them from there where the same data was tokenized before in the same way. The data is known
     by `data`, a digest of all that decides which examples come and in what order (files, columns,
     split), and then is not read at all; without one, a list is digested, an iterator not kept.
+    unchanged: asked before samples are kept, whether `data` still is the digest of the data.
     skip: is given the fault of each example that cannot be used, which is then left out; without it
     they are raised.
 
@@ -120,7 +118,7 @@ def tokenize(
         if found is not None:
             _tell_again(found, skip)
             progress("tokenize", len(found), len(found), "samples", "kept from an earlier run")
-        samples = kept.make(key, write) if found is None else found
+        samples = kept.make(key, write, unchanged) if found is None else found
     skipped = [(Origin(file, line), reason) for file, line, reason in samples.notes["skipped"]]
     return Tokenized(samples, skipped, samples.notes["truncated"], samples.digest)
 
@@ -167,7 +165,7 @@ def _write(
     options: TokenOptions,
     folder: Path,
     workers: int | None,
-    total: int | None,
+    total: int | Callable[[], int] | None,
     skip: Callable[[DataError], None] | None,
     progress: Progress,
 ) -> SampleStore:
@@ -176,6 +174,7 @@ def _write(
     first = next(chunks, None)
     if first is None:
         raise DataError("no samples to tokenize")
+    total = total() if callable(total) else total
     faults, told, done = Faults(first[0].origin.file, skip), list[str](), 0
     left_out = _LeftOut(options.max_length)
     encoding = encode_chunks(
