@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from rango.data.config import DataConfig
+from rango.data.labels import LabelCensus
 from rango.data.reading.read import read_examples, stream_examples
 from rango.data.samples import Example, Sample
 from rango.data.split import HeldOut
@@ -35,6 +37,8 @@ class Samples:
     """Samples left out as too long, of training and held-out ones."""
     bad: tuple[str, ...] = ()
     """What is wrong with the entries that were left out (skip_bad), in the order of the data."""
+    labels: tuple[str, ...] = ()
+    """Of text+label data, in the order of the classifier's logits."""
 
     def facts(self, config: DataConfig) -> dict[str, Any]:
         """For rango.json and the reports."""
@@ -48,12 +52,18 @@ class Samples:
             "bad": len(self.bad),
             "truncated": self.train.truncated,
             "max_length": config.max_length,
-            "loss_on": config.loss_on,
+            **({"labels": list(self.labels)} if self.labels else {"loss_on": config.loss_on}),
         }
 
 
-def prepare_samples(config: DataConfig, tokenizer: Any, progress: Progress = silent) -> Samples:
-    """Read, hold out, tokenize.
+def prepare_samples(
+    config: DataConfig,
+    tokenizer: Any,
+    progress: Progress = silent,
+    *,
+    stored: Sequence[str] | None = None,
+) -> Samples:
+    """Read, hold out, tokenize. stored: the labels of a base that is a classifier already.
 
     Raises DataError where a file cannot be used or nothing is left to train on, TokenizerError
     where the tokenizer lacks what the files need, ConfigError for options that contradict.
@@ -63,6 +73,7 @@ def prepare_samples(config: DataConfig, tokenizer: Any, progress: Progress = sil
             "data.group_column chooses what is held out, and data.valid names it; keep one of them"
         )
     bad: list[str] = []
+    labels: tuple[str, ...] = ()
 
     def note(fault: DataError) -> None:
         bad.append(str(fault))
@@ -85,38 +96,72 @@ def prepare_samples(config: DataConfig, tokenizer: Any, progress: Progress = sil
             max_length=config.max_length,
             too_long=config.too_long,
             loss_on=config.loss_on,
+            labels=labels,
             total=total,
             skip=skip,
             progress=progress,
         )
 
+    # read once to find the labels and what is held out, then once for each side: it may not fit in
+    # memory
+    again = (lambda fault: None) if config.skip_bad else None  # noted the first time
+    kept = list(read(config.train, skip)) if config.train == "-" else None  # read only once
+    census = LabelCensus()
+
+    def examples() -> Iterable[Example]:
+        return read(config.train, again) if kept is None else kept
+
     if config.valid is None:
-        # read once to find what is held out, then once for each side: it may not fit in memory
-        again = (lambda fault: None) if config.skip_bad else None  # noted the first time
-        kept = list(read(config.train, skip)) if config.train == "-" else None  # read only once
-
-        def examples() -> Iterable[Example]:
-            return read(config.train, again) if kept is None else kept
-
-        held = HeldOut(read(config.train, skip) if kept is None else kept, config.valid_share)
+        first = read(config.train, skip) if kept is None else kept
+        held = HeldOut(census.watch(first), config.valid_share)
+        labels = census.labels(stored)
         train = tokens((one for one in examples() if one not in held), held.rest)
         valid = (
             tokens((one for one in examples() if one in held), held.count) if held.count else None
         )
     else:
-        train = tokens(read(config.train, skip))
+        if _is_labelled(examples()):
+            for _ in census.watch(examples()):
+                pass
+            labels = census.labels(stored)
+        train = tokens(read(config.train, skip) if kept is None else kept)
         valid = tokens(read(config.valid, skip))
+    if labels:
+        _check_options(config)
     valid_samples: Sequence[Sample] = valid.samples if valid else []
-    general, general_on = _general(config, tokenizer, valid_samples, progress)
+    general: list[Sample] = []
+    general_on = "nothing"
+    if not labels:
+        general, general_on = _general(config, tokenizer, valid_samples, progress)
+    digests = [train.digest, valid.digest if valid else None, digest(general)]
     return Samples(
         train=train,
         valid=valid_samples,
         general=general,
         general_on=general_on,
-        digest=json_digest([train.digest, valid.digest if valid else None, digest(general)]),
+        digest=json_digest([*digests, list(labels)] if labels else digests),
         skipped=len(train.skipped) + (len(valid.skipped) if valid else 0),
         bad=tuple(bad),
+        labels=labels,
     )
+
+
+def _is_labelled(examples: Iterable[Example]) -> bool:
+    """Whether the first one has a label: data of both kinds are refused later, by their line."""
+    return any(example.label is not None for example in islice(examples, 1))
+
+
+def _check_options(config: DataConfig) -> None:
+    """Refuse options that say nothing to a classifier."""
+    if config.general is not None:
+        raise ConfigError(
+            "data.general measures what a model that writes forgets; leave it out for a classifier"
+        )
+    if config.loss_on != "completion":
+        raise ConfigError(
+            f"data.loss_on {config.loss_on}: a classifier learns its labels and no tokens; leave "
+            "it out"
+        )
 
 
 def prompts_of(samples: Sequence[Sample]) -> list[Sample]:

@@ -40,6 +40,10 @@ class Trainee(Protocol):
         """Context in which the weights require gradients."""
         ...
 
+    def untrained(self) -> Any:
+        """Context in which the model is what it was before training."""
+        ...
+
     def prepare(self, batch: Batch, step: int) -> Any:
         """Context of the passes over a micro-batch in step `step`."""
         ...
@@ -70,6 +74,10 @@ class LoraTrainee:
             recomputing(self.model, self.config.gradient_checkpointing),
         ):
             yield
+
+    def untrained(self) -> Any:
+        """The base alone: a head that it lacks is drawn in the row, and answers by chance."""
+        return self.adapted.disabled()
 
     @contextmanager
     def prepare(self, batch: Batch, step: int) -> Iterator[None]:
@@ -127,6 +135,10 @@ class FullTrainee:
             self.optimizer.zero_grad()
             for parameter in self._parameters.values():
                 parameter.requires_grad_(False)
+
+    def untrained(self) -> Any:
+        """As it is: nothing keeps the weights from before a step."""
+        return nullcontext()
 
     def prepare(self, batch: Batch, step: int) -> Any:
         """Nothing is needed."""
