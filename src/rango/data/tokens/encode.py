@@ -33,8 +33,8 @@ class Encoder:
 
     last_only: of a conversation only the last answer is learnt, not every one.
     labels: what classifiers' data may have; with them nothing else is learnt.
-    Raises TokenizerError where it has no offsets or no end token (labels need neither), and, when chat examples are
-    encoded, where it has no chat template.
+    Raises TokenizerError where it has no offsets or no end token (labels need neither), and, when
+    chat examples are encoded, where it has no chat template.
     """
 
     def __init__(
