@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+OTHERS = ["and", "then", "plus", "or", "again", "with"]
 MARKS = ["[PAD]", "[EMPTY]", "[CLS]", "[SEP]", "[UNK]"]
 LABELS = ("even", "odd", "zero")
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """[CLS] words [SEP], as BERT's."""
-    vocabulary = {word: number for number, word in enumerate([*MARKS, *WORDS])}
+    vocabulary = {word: number for number, word in enumerate([*MARKS, *WORDS, *OTHERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -35,18 +37,19 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_encoder(folder: Path, name: str = "bert", **overrides: Any) -> Path:
-    """A tiny model with its tokenizer."""
-    build(name, **overrides).save_pretrained(folder)
+    """A tiny model with its tokenizer; its weights are large enough to tell words apart."""
+    build(name, **({"initializer_range": 0.2} | overrides)).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 
 
 def text_of(number: int) -> tuple[str, str]:
-    """A few words, and whether the first is an even number (ten: zero)."""
-    words = [WORDS[number % 10], WORDS[number // 10 % 10], WORDS[(number * 7 + 3) % 10]]
-    first = number % 10 + 1
-    label = "zero" if first == 10 else "odd" if first % 2 else "even"
-    return " ".join(words[: 2 + number % 2]), label
+    """Numbers among other words, and what they are; ten counts as zero."""
+    label = LABELS[number % 3]
+    words = {"even": WORDS[1:9:2], "odd": WORDS[0:9:2], "zero": WORDS[9:]}[label]
+    drawn = random.Random(number)
+    chosen = [drawn.choice(words), drawn.choice(OTHERS), drawn.choice(words), drawn.choice(OTHERS)]
+    return " ".join(chosen[: 3 + number // 3 % 2]), label
 
 
 def write_data(path: Path, numbers: Iterable[int]) -> Path:

@@ -42,7 +42,7 @@ def test_a_classifiers_head_is_held_by_itself_and_drawn(base: Base) -> None:
     adapted = attach(base, r=4)
     layer = adapted.saved["classifier"]
     weight, bias = layer.delta(0)["weight"], layer.delta(0)["bias"]
-    assert 0.01 < float(weight.std()) < 0.03
+    assert 0.1 < float(weight.std()) < 0.3  # initializer_range is 0.2
     assert not bias.any()
     assert "classifier" not in {site.module_name for site in adapted.sites.values()}
     assert not any(weight.name.startswith("classifier") for weight in adapted.uncovered)
