@@ -84,7 +84,9 @@ def baselines(base: rango.Base, train: Path, test: Path) -> dict[str, float]:
     """Accuracy on the test file of each set of features."""
     (texts, labels), (test_texts, test_labels) = read(train), read(test)
     names = sorted(set(labels))
-    y, test_y = (torch.tensor([names.index(label) for label in l]) for l in (labels, test_labels))
+    y, test_y = (
+        torch.tensor([names.index(label) for label in some]) for some in (labels, test_labels)
+    )
     x, test_x = features(base, texts), features(base, test_texts)
     return {
         name: accuracy(fit(x[name], y, _strength(x[name], y)), test_x[name], test_y) for name in x

@@ -43,7 +43,9 @@ def sentences(sdist: Path) -> dict[str, str]:
     for line in filter(None, lines):
         _, rating, text = line.split("\t")
         if abs(float(rating)) >= CUT:
-            found.setdefault(" ".join(text.split()), "positive" if float(rating) > 0 else "negative")
+            found.setdefault(
+                " ".join(text.split()), "positive" if float(rating) > 0 else "negative"
+            )
     return found
 
 

@@ -128,6 +128,28 @@ def test_full_tuning_trains_the_head_too(configure: Configure, tmp_path: Path) -
     assert base.model.classifier.weight.any()
 
 
+@pytest.mark.parametrize("fields", [{"gradient_checkpointing": True}, {"micro_tokens": 16}])
+def test_what_saves_memory_changes_nothing(configure: Configure, fields: dict[str, Any]) -> None:
+    steps = {"max_steps": 6}
+    dropping = LoraConfig(r=4, lora_dropout=0.2)
+    plain = train(replace(configure("plain", **steps), adapter=dropping))
+    other = train(replace(configure("other", **steps, **fields), adapter=dropping))
+    for name in ("loss", "accuracy"):
+        found, expected = (run.facts["evaluation"]["adapted"][name] for run in (other, plain))
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("onto", ["nf4", "int8"])
+def test_merging_onto_a_quantized_base(configure: Configure, tmp_path: Path, onto: Any) -> None:
+    config = configure(quantize=onto, max_steps=6)
+    saved = train(config).saved
+    merge_checkpoint(config.base.model, saved, tmp_path / "merged", onto=onto)
+    merged = load_base(tmp_path / "merged")
+    assert (merged.labels, merged.quantize) == (LABELS, onto)
+    assert type(merged.model.classifier) is torch.nn.Linear
+    assert merged.model.classifier.weight.any()
+
+
 class Stop(Exception):
     pass
 
