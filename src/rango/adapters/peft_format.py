@@ -134,7 +134,7 @@ def read_config(raw: Any, where: str) -> LoraConfig:
             rank_pattern={key: _number(ranks, key, int, None) for key in ranks},
             alpha_pattern={key: _number(alphas, key, float, None) for key in alphas},
             layers=_layers(raw.get("layers_to_transform")),
-            modules_to_save=_as_list(raw.get("modules_to_save")),
+            modules_to_save=_names(raw, "modules_to_save"),
         )
     except (TypeError, ValueError, re.error) as error:
         raise AdapterError(f"{where}: {error}") from error
@@ -277,6 +277,13 @@ def _layers(value: Any) -> str | None:
     if value is None:
         return None
     return ",".join(str(int(layer)) for layer in (value if isinstance(value, list) else [value]))
+
+
+def _names(raw: dict[str, Any], key: str) -> list[str]:
+    found = _as_list(raw.get(key))
+    if not all(isinstance(name, str) and name for name in found):
+        raise ValueError(f"{key}: expected names, found {raw[key]!r}")
+    return found
 
 
 def _as_list(value: Any) -> list[str]:
