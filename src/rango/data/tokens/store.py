@@ -4,7 +4,7 @@
     FOLDER/flags       a byte a token: 1 supervised, 2 content
     FOLDER/ends        int64 a sample: where it ends among the tokens
     FOLDER/origins     two int64 a sample: which source file, and its line there
-    FOLDER/labels      int32 a sample: the number of its label, -1 without one
+    FOLDER/labels      int32 a sample: the number of its label, or -1; empty if none has one
     FOLDER/store.json  the source files, counts, and the digest of each of these files
 
 All numbers are little-endian. What is mapped is the system's to take back at any time.
@@ -167,7 +167,7 @@ class SampleStore(Sequence[Sample]):
 
     def label(self, index: int) -> int | None:
         """The number of a sample's label."""
-        found = int(self._labels[index])
+        found = int(self._labels[index]) if len(self._labels) else _UNLABELLED
         return None if found == _UNLABELLED else found
 
     def blocks(self) -> Iterator[Block]:
@@ -182,7 +182,7 @@ class SampleStore(Sequence[Sample]):
                 self.lengths[some],
                 self._origins[some],
                 self._sources,
-                self._labels[some],
+                self._labels[some] if len(self._labels) else _unlabelled(len(self.lengths[some])),
             )
 
     def __len__(self) -> int:
@@ -237,6 +237,7 @@ class StoreWriter:
         self._sources: dict[str, int] = {}
         self._supervised = 0
         self._highest = -1
+        self._labelled = False
 
     def __enter__(self) -> Self:
         with storage_errors(self._folder):
@@ -262,15 +263,21 @@ class StoreWriter:
         origins = block.origins.copy()
         origins[:, 0] = np.array(known, dtype=np.int64)[origins[:, 0]]
         ends = self.tokens + np.cumsum(block.lengths)
-        self._write(
-            ids=block.ids, flags=block.flags, ends=ends, origins=origins, labels=block.labels
-        )
+        self._write(ids=block.ids, flags=block.flags, ends=ends, origins=origins)
+        self._add_labels(block.labels)
         self._digest.update(block.digested())
         self.samples += len(block.lengths)
         self.tokens += len(block.ids)
         self._supervised += int(np.count_nonzero(block.flags & _SUPERVISED))
         self._supervised += int(np.count_nonzero(block.labels != _UNLABELLED))
         self._highest = max(self._highest, int(block.ids.max()))
+
+    def _add_labels(self, labels: NDArray[np.int32]) -> None:
+        """The first labelled block brings those before it along."""
+        if self._labelled or np.any(labels != _UNLABELLED):
+            before = 0 if self._labelled else self.samples
+            self._write(labels=np.concatenate([_unlabelled(before), labels]))
+            self._labelled = True
 
     def finish(self, notes: dict[str, Any]) -> SampleStore:
         """Close, note beside the samples what is given (JSON values), and open them."""
@@ -298,6 +305,10 @@ class StoreWriter:
                 data = values.astype(_TYPES[name]).tobytes()
                 self._hashes[name].update(data)
                 self._files[name].write(data)
+
+
+def _unlabelled(count: int) -> NDArray[np.int32]:
+    return np.full(count, _UNLABELLED, dtype=np.int32)
 
 
 def _mapped(folder: Path, name: str) -> NDArray[Any]:
