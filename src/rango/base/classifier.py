@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from rango.base.checkpoint import read_json
+from rango.base.checkpoint import read_config
 from rango.base.roles import adaptable_modules
 from rango.base.source import local_folder
 from rango.errors import CheckpointError, ConfigError
@@ -48,12 +48,15 @@ def stored_labels(source: str | Path, revision: str | None = None) -> tuple[str,
 
     Raises CheckpointError where there is no checkpoint.
     """
-    config = read_json(local_folder(source, revision, weights=False) / "config.json")
-    named = config.get("architectures") if isinstance(config, dict) else None
-    if not any(name in classifier_names() for name in named or ()):
+    folder = local_folder(source, revision, weights=False)
+    config = read_config(folder)
+    if not any(name in classifier_names() for name in config.get("architectures") or ()):
         return None
     by_number = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    return tuple(str(by_number[number]) for number in sorted(by_number, key=int))
+    try:
+        return tuple(str(by_number[number]) for number in sorted(by_number, key=int))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}/config.json: id2label: {error}") from error
 
 
 def check_single_label(model: nn.Module, name: str) -> None:

@@ -47,13 +47,17 @@ class Samples:
             "train_samples": len(self.train.samples),
             "valid_samples": len(self.valid),
             "train_tokens": self.train.tokens,
-            "supervised_tokens": self.train.supervised,
             "skipped": self.skipped,
             "bad": len(self.bad),
             "truncated": self.train.truncated,
             "max_length": config.max_length,
-            **({"labels": list(self.labels)} if self.labels else {"loss_on": config.loss_on}),
+            **self._learnt(config),
         }
+
+    def _learnt(self, config: DataConfig) -> dict[str, Any]:
+        if self.labels:
+            return {"labels": list(self.labels)}
+        return {"supervised_tokens": self.train.supervised, "loss_on": config.loss_on}
 
 
 def prepare_samples(
