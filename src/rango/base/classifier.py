@@ -119,7 +119,7 @@ def is_pooler(name: str) -> bool:
 def is_new(module: nn.Module) -> bool:
     """Whether a layer is one that the checkpoint lacked: it computes zero."""
     weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and not weight.any()
+    return isinstance(weight, Tensor) and not weight.is_meta and not weight.any()
 
 
 def spread_of(model: nn.Module) -> float:
