@@ -41,7 +41,7 @@ class Trainee(Protocol):
         ...
 
     def untrained(self) -> Any:
-        """Context in which the model is what it was before training."""
+        """Context, before the first step, in which the model is what training is compared with."""
         ...
 
     def prepare(self, batch: Batch, step: int) -> Any:
@@ -76,8 +76,13 @@ class LoraTrainee:
             yield
 
     def untrained(self) -> Any:
-        """The base alone: a head that it lacks is drawn in the row, and answers by chance."""
-        return self.adapted.disabled()
+        """The base alone, where the row is new: a head that the base lacks is drawn in it, and
+        answers by chance. A row that goes on learning is as it is."""
+        moved = any(
+            site.factors(self.row)[0 if site.embedding else 1].any()
+            for site in self.adapted.sites.values()
+        )
+        return nullcontext() if moved else self.adapted.disabled()
 
     @contextmanager
     def prepare(self, batch: Batch, step: int) -> Iterator[None]:
