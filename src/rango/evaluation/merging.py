@@ -16,7 +16,7 @@ from rango.adapters.modules import AdaptedModule
 from rango.adapters.routing import Routing
 from rango.base.linear import QuantizedLinear
 from rango.base.stored import Stored
-from rango.evaluation.probe import activation_dtype, difference, model_dtype, observe
+from rango.evaluation.probe import activation_dtype, difference, model_dtype, observe, unit_of
 from rango.generation.inference import inference
 from rango.progress import Progress, silent
 
@@ -71,7 +71,8 @@ def model_error(
         finally:
             adapted.unmerge()
         after = observe(adapted.model, samples)
-    return difference(merged, before), difference(after, before)
+    unit = unit_of(adapted.model)
+    return difference(merged, before, unit), difference(after, before, unit)
 
 
 def merged_bytes(adapted: Adapted, row: int = 0) -> int:
