@@ -20,7 +20,11 @@ settings.load_profile("rango")
 _HERE = Path(__file__).parent
 
 # tests are no package (importlib mode), so what several of them build with is importable by name
-for _name, _path in (("models", "models.py"), ("families", "data/templates/families.py")):
+for _name, _path in (
+    ("models", "models.py"),
+    ("families", "data/templates/families.py"),
+    ("labelled_texts", "labelled_texts.py"),
+):
     _spec = importlib.util.spec_from_file_location(_name, _HERE / _path)
     if _spec is None or _spec.loader is None:
         raise ImportError(f"tests/{_path} is missing")

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 CAUSAL = ("llama", "qwen2", "falcon", "gpt2", "phi", "gemma")
 ALL = (*CAUSAL, "bert")
+ENCODERS = ("bert", "roberta", "distilbert")
 VOCABULARY = 128
 
 _COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 1}
@@ -87,6 +88,32 @@ _SPECS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "max_position_embeddings": 128,
+        },
+    ),
+    "roberta": (
+        "RobertaConfig",
+        "RobertaModel",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 130,
+            "pad_token_id": 1,
+        },
+    ),
+    "distilbert": (
+        "DistilBertConfig",
+        "DistilBertModel",
+        {
+            "vocab_size": VOCABULARY,
+            "dim": 32,
+            "hidden_dim": 64,
+            "n_layers": 2,
+            "n_heads": 4,
+            "max_position_embeddings": 128,
+            "pad_token_id": 0,
         },
     ),
 }

@@ -23,6 +23,7 @@ _HOMES = {
     "TrainingConfig": "rango.training.config",
     "attach": "rango.adapters.attach",
     "check": "rango.data.check",
+    "classify": "rango.evaluation.classify",
     "compare": "rango.evaluation.compare",
     "evaluate": "rango.evaluation.evaluate",
     "exact_match": "rango.evaluation.exact",

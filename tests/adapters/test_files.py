@@ -159,7 +159,7 @@ def test_a_rank_that_the_config_does_not_say_is_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"use_dora": True}, "use_dora = True"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": [3]}, "modules_to_save: expected names"),
         ({"bias": "all"}, "bias = 'all'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
         ({"something_new": 3}, "something_new = 3"),

@@ -8,11 +8,12 @@ import math
 import models
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from rango.adapters.attach import attach
 from rango.errors import AdapterError
-from rango.evaluation.probe import check_probe, difference, make_probe, observe, probe_ids
+from rango.evaluation.probe import check_probe, difference, make_probe, observe, probe_ids, unit_of
 
 
 def test_a_probe_is_json_and_finds_itself_again() -> None:
@@ -54,6 +55,19 @@ def test_difference_is_relative_and_infinite_where_nothing_compares() -> None:
     assert difference([ones], [ones * 0]) == math.inf
     assert difference([ones], [torch.ones(3, 2)]) == math.inf
     assert difference([ones * math.nan], [ones]) == math.inf
+    assert difference([ones * math.nan], [ones], 1.0) == math.inf
+
+
+def test_logits_near_zero_are_measured_in_units_of_one() -> None:
+    tiny = torch.tensor([[1e-3, 0.0]])
+    assert difference([tiny * 1.5], [tiny]) == pytest.approx(0.5)
+    assert difference([tiny * 1.5], [tiny], 1.0) == pytest.approx(5e-4)
+    assert difference([tiny * 1.5e4], [tiny * 1e4], 1.0) == pytest.approx(0.5)
+    config = transformers.BertConfig(
+        vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    assert unit_of(transformers.BertForSequenceClassification(config)) == 1.0
+    assert unit_of(transformers.BertModel(config)) == 0.0
 
 
 def test_tokens_for_any_model() -> None:

@@ -52,7 +52,7 @@ def test_it_tells_data_settings_results_and_use() -> None:
         "learning_rate: 0.0002",
         "120 steps",
         'rango.load_base_for("ADAPTER", "org/model-7b")',
-        'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("org/model-7b")',
+        'base = AutoModelForCausalLM.from_pretrained("org/model-7b")',
         "## Limits",
     ):
         assert words in card

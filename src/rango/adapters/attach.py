@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,12 @@ from rango.adapters.merge import Merged, merge_row
 from rango.adapters.methods import lora
 from rango.adapters.modules import AdaptedModule
 from rango.adapters.routing import Routing
+from rango.adapters.saved import SavedLinear, dense_tensors
+from rango.adapters.saving import check_apart, find_saved
 from rango.adapters.site import Site
 from rango.adapters.switch import Switch
 from rango.adapters.targets import Target, find_targets
+from rango.base.classifier import spread_of
 from rango.base.roles import Uncovered, uncovered_weights
 from rango.errors import AdapterError, ConfigError, nearest
 
@@ -48,6 +51,7 @@ class Adapted:
         configs: list[LoraConfig | None],
         uncovered: list[Uncovered],
         base: Base | None,
+        saved: Mapping[str, SavedLinear] | None = None,
     ) -> None:
         self.model = model
         self.bank = bank
@@ -56,6 +60,8 @@ class Adapted:
         """By name: a module's, with the part where it is one: ``h.0.attn.c_attn[q]``."""
         self.modules = replaced
         """The stand-ins, by module name."""
+        self.saved: dict[str, SavedLinear] = dict(saved or {})
+        """Those of the layers that rows hold whole, by module name."""
         self.configs = configs
         """The config of each row; None for a row that holds no adapter."""
         self.uncovered = uncovered
@@ -87,10 +93,13 @@ class Adapted:
         """Number of parameters of one adapter, padding left out."""
         return sum(
             site.ranks[row] * (site.A.shape[2] + site.B.shape[1]) for site in self.sites.values()
-        )
+        ) + sum(layer.size for layer in self.saved.values() if layer.saves[row])
 
-    def configure(self, row: int, config: LoraConfig, targets: list[Target]) -> None:
-        """Give a row its ranks and scalings, and zero it. Targets must be sites of this bank."""
+    def configure(
+        self, row: int, config: LoraConfig, targets: list[Target], saved: Sequence[str] = ()
+    ) -> None:
+        """Give a row its ranks and scalings, and zero it. Targets must be sites of this bank, and
+        the layers that it holds whole be laid out in it."""
         self._check_row(row)
         self._check_unmerged()
         for target in targets:
@@ -102,8 +111,13 @@ class Adapted:
                     f"{target.name}: rank {target.r} exceeds the {laid_out} that this bank was "
                     "laid out for; attach with the larger rank"
                 )
+        for name in saved:
+            if name not in self.saved:
+                raise AdapterError(f"{name}: this bank was not laid out to hold it whole")
         for site in self.sites.values():
             site.leave(row)
+        for name, layer in self.saved.items():
+            layer.saves[row] = name in saved
         for target in targets:
             self.sites[target.name].take(row, target.r, target.lora_alpha, config)
         # nothing of the row's former adapter stays
@@ -115,7 +129,8 @@ class Adapted:
 
     @torch.no_grad()
     def reset(self, row: int = 0, seed: int = 0) -> None:
-        """Start a row anew: B·A = 0, A (at embeddings B) drawn from the seed."""
+        """Start a row anew: B·A = 0, A (at embeddings B) drawn from the seed; of a layer held whole
+        the update is 0, or drawn where the base has none but zeros."""
         self._check_row(row)
         self.bank.row(row).zero_()
         for site in self.sites.values():
@@ -123,6 +138,9 @@ class Adapted:
                 lora.initialise(
                     *site.factors(row), embedding=site.embedding, seed=seed, site=site.name
                 )
+        for layer in self.saved.values():
+            if layer.saves[row]:
+                layer.start(row, seed, spread_of(self.model))
 
     @contextmanager
     def route(self, routing: Routing) -> Iterator[None]:
@@ -191,7 +209,7 @@ class Adapted:
         if self._merged is not None:
             raise AdapterError("an adapter is merged already; unmerge() first")
         factor = self.switch.factors.get(row, 1.0)
-        self._merged = merge_row(self.modules, row, factor, self._computes_in())
+        self._merged = merge_row(self.modules, self.saved, row, factor, self._computes_in())
         self.switch.merged = True
 
     def unmerge(self) -> None:
@@ -210,9 +228,11 @@ class Adapted:
             self.fusion.undo()
         for name, stand_in in self.modules.items():
             _replace(self.model, name, stand_in.base_layer)
+        for name, layer in self.saved.items():
+            _replace(self.model, name, layer.base_layer)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self._required)
-        self.modules, self.sites = {}, {}
+        self.modules, self.sites, self.saved = {}, {}, {}
         self.configs = [None] * self.bank.rows
         return self.model
 
@@ -243,7 +263,8 @@ def attach(
     """Attach a bank of `rows` adapters to a model or a loaded base, in place.
 
     The first row is configured and started (B·A = 0: the model computes what it computed); so are
-    the others, alike, from seed + row. `fields` are those of LoraConfig, in place of `config`.
+    the others, alike, from seed + row. `fields` are those of LoraConfig, in place of `config`. Over
+    a classifier the rows also hold its head, whole; one that the base has not is drawn.
 
     Raises TargetError where a target matches nothing, ConfigError for values that make no sense.
     """
@@ -252,10 +273,16 @@ def attach(
     config = config or _config_from(fields)
     base = None if isinstance(model, nn.Module) else model
     module = model if isinstance(model, nn.Module) else model.model
-    targets = find_targets(module, config)
-    adapted = attach_targets(module, targets, rows=rows, trainable=trainable, base=base)
+    targets, saved = find_targets(module, config), find_saved(module, config)
+    if config.modules_to_save:
+        check_apart([target.module for target in targets], saved)
+    else:  # a head is saved whole, whatever ending of a name the targets share with it
+        targets = [target for target in targets if target.module not in saved]
+    adapted = attach_targets(
+        module, targets, saved=saved, rows=rows, trainable=trainable, base=base
+    )
     for row in range(rows):
-        adapted.configure(row, config, targets)
+        adapted.configure(row, config, targets, saved)
         adapted.reset(row, seed + row)
     return adapted
 
@@ -264,22 +291,30 @@ def attach_targets(
     model: nn.Module,
     targets: list[Target],
     *,
+    saved: Sequence[str] = (),
     rows: int = 1,
     trainable: bool = True,
     base: Base | None = None,
 ) -> Adapted:
-    """Lay out a bank for the targets and put the stand-ins in; the rows are empty."""
-    if any(isinstance(module, AdaptedModule) for module in model.modules()):
+    """Lay out a bank for the targets, and for layers to hold whole, and put the stand-ins in; the
+    rows are empty."""
+    if any(isinstance(module, AdaptedModule | SavedLinear) for module in model.modules()):
         raise AdapterError("this model has adapters attached already; detach() them first")
     if rows < 1:
         raise ConfigError(f"rows {rows}: expected at least 1")
-    covered = {target.module for target in targets}
+    covered = {target.module for target in targets} | set(saved)
     uncovered = uncovered_weights(model, covered)
-    layout = RowLayout(
+    low_rank = (
         ((target.name, tensor), shape)
         for target in targets
         for tensor, shape in lora.tensors(target, target.r).items()
     )
+    dense = (
+        ((name, tensor), shape)
+        for name in saved
+        for tensor, shape in dense_tensors(model.get_submodule(name)).items()
+    )
+    layout = RowLayout(itertools.chain(low_rank, dense))
     device = next(itertools.chain(model.parameters(), model.buffers())).device
     bank = Bank(layout, rows, device=device, trainable=trainable)
     switch = Switch()
@@ -296,7 +331,8 @@ def attach_targets(
         for target in targets
     }
     replaced: dict[str, AdaptedModule] = {}
-    adapted = Adapted(model, bank, switch, sites, replaced, [None] * rows, uncovered, base)
+    whole = {name: SavedLinear(name, model.get_submodule(name), bank, switch) for name in saved}
+    adapted = Adapted(model, bank, switch, sites, replaced, [None] * rows, uncovered, base, whole)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name in dict.fromkeys(target.module for target in targets):
@@ -306,6 +342,8 @@ def attach_targets(
             # its fast path reads weights instead of calling modules; a hook turns it off
             replaced[name].register_forward_pre_hook(lambda *_: None)
         _replace(model, name, replaced[name])
+    for name, layer in whole.items():
+        _replace(model, name, layer)
     try:
         adapted.fusion = Fusion(model)
     except BaseException:

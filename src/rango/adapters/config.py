@@ -28,3 +28,6 @@ class LoraConfig:
     """Another rank for modules whose name matches: {"mlp.*": 8}."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """Another lora_alpha for modules whose name matches."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Linear layers that the adapter holds whole, by the end of their name, or of the module's that
+    they are in; for a classifier by default its head."""

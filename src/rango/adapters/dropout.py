@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,13 @@ class DropoutKey:
     jobs: tuple[int, ...]
     steps: tuple[int, ...]
     token_ids: Tensor | None = None
+
+    def seen_by(self, count: int) -> DropoutKey:
+        """The key for a module that sees `count` vectors: all tokens (B, S), or, after pooling, one
+        a sequence, which goes by its first token."""
+        ids = self.token_ids
+        pooled = ids is not None and ids.ndim == 2 and ids.numel() != count == len(ids)
+        return replace(self, token_ids=ids[:, 0]) if ids is not None and pooled else self
 
 
 def keep_mask(

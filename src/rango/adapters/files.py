@@ -19,11 +19,13 @@ from rango.adapters.parts import part_ranks, split
 from rango.adapters.peft_format import (
     adapter_config,
     export_row,
+    export_saved,
     read_config,
     read_tensors,
     tensor_names,
 )
 from rango.base.checkpoint import read_tensor
+from rango.base.classifier import is_classifier, labels_of, same_labels
 from rango.errors import AdapterError
 from rango.files.atomic import atomic_directory
 from rango.files.tensors import TensorFile
@@ -37,6 +39,8 @@ FACTS = "rango.json"
 CARD = "README.md"
 
 _MAX_JSON = 8 * 2**20
+_LOGITS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")
+"""Ends of the names that transformers gives to what makes a classifier's logits."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,19 @@ class AdapterFile:
         value = self.facts.get("base", {}).get("fingerprint")
         return value if isinstance(value, str) else None
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of a classifier's adapter, in the order of its logits; LABEL_0, … where another tool
+        wrote it and does not say; empty for other adapters."""
+        noted = self.facts.get("labels")
+        if isinstance(noted, list) and all(isinstance(label, str) for label in noted):
+            return tuple(noted)
+        for ending in _LOGITS:
+            for name, tensor in self.tensors.items():
+                if name.endswith(ending) and tensor.ndim == 2 and ".lora_" not in name:
+                    return tuple(f"LABEL_{index}" for index in range(len(tensor)))
+        return ()
+
 
 def save_adapter(
     adapted: Adapted,
@@ -69,22 +86,26 @@ def save_adapter(
 ) -> Path:
     """Write one row as a PEFT adapter directory that PEFT loads with equal results.
 
-    facts: JSON values for rango.json, beside the base's fingerprint and the parts of fused
-    projections. card: the model card, README.md.
+    facts: JSON values for rango.json, beside the base's fingerprint, the parts of fused projections
+    and a classifier's labels. card: the model card, README.md.
     Raises OutputExistsError, StorageError; nothing half-written is left.
     """
     folder = Path(folder)
-    exported = export_row(adapted, row)
-    if not exported:
+    exported, saved = export_row(adapted, row), export_saved(adapted, row)
+    if not exported and not saved:
         raise AdapterError(f"row {row} adapts nothing; there is nothing to save")
-    tensors = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
+    low_rank = {
+        name: tensor
         for module in exported
         for name, tensor in zip(
             tensor_names(module.module, module.embedding),
             (module.lora_A, module.lora_B),
             strict=True,
         )
+    }
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in (low_rank | saved).items()
     }
     base = adapted.base
     own: dict[str, Any] = {
@@ -101,6 +122,9 @@ def save_adapter(
         "parts": part_ranks(adapted.modules, row),
         **(facts or {}),
     }
+    model: Any = adapted.model
+    if is_classifier(model):
+        own["labels"] = list(labels_of(model.config))
     config = adapter_config(adapted, row, exported, base.source if base else None)
     with atomic_directory(folder, overwrite) as working:
         save_file(tensors, working / TENSORS, metadata={"format": "pt"})
@@ -157,27 +181,53 @@ def load_adapter(
         raise AdapterError(f"row {row}: the bank is to have rows 0 to {rows - 1}")
     model = base if isinstance(base, nn.Module) else base.model
     loaded = None if isinstance(base, nn.Module) else base
+    check_labels(file, model)
     if loaded is not None:
         check_base(file, loaded)
-    modules = read_tensors(file.tensors, file.config, model, str(file.folder))
-    if not modules:
+    modules, whole = read_tensors(file.tensors, file.config, model, str(file.folder))
+    if not modules and not whole:
         raise AdapterError(f"{file.folder}: holds no adapted module")
     updates = split(model, modules, file.facts.get("parts") or {}, file.config)
     config = _as_trained(file)
     adapted = attach_targets(
         model,
         [update.target for update in updates],
+        saved=tuple(whole),
         rows=rows,
         trainable=trainable,
         base=loaded,
     )
-    adapted.configure(row, config, [update.target for update in updates])
+    adapted.configure(row, config, [update.target for update in updates], tuple(whole))
     with torch.no_grad():
         for update in updates:
             lora_A, lora_B = adapted.sites[update.target.name].factors(row)
             lora_A.copy_(update.lora_A)
             lora_B.copy_(update.lora_B)
+        for name, tensors in whole.items():
+            layer = adapted.saved[name]
+            for part, delta in layer.delta(row).items():
+                delta.copy_(tensors[part] - layer.base_layer.get_parameter(part).float())
     return adapted
+
+
+def check_labels(file: AdapterFile, model: nn.Module) -> None:
+    """Raise AdapterError where a classifier's adapter is to go over another kind of model, or over
+    one with other labels."""
+    if not file.labels:
+        return
+    named = ", ".join(file.labels)
+    if not is_classifier(model):
+        raise AdapterError(
+            f"{file.folder}: the adapter of a classifier with the labels {named}, and the base was "
+            "loaded without them; load it with load_base_for(ADAPTER, BASE), or with "
+            f"load_base(BASE, labels={list(file.labels)})"
+        )
+    config: Any = model.config
+    found = labels_of(config)
+    if not same_labels(file.labels, found):
+        raise AdapterError(
+            f"{file.folder}: its labels are {named}; the base was loaded with {', '.join(found)}"
+        )
 
 
 def check_base(file: AdapterFile, base: Base) -> None:

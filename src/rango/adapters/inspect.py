@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rango.adapters.files import AdapterFile, read_adapter
-from rango.adapters.peft_format import pair_tensors
+from rango.adapters.peft_format import PREFIX, pair_tensors
 from rango.adapters.targets import pattern_value
 from rango.errors import AdapterError
 from rango.numerics.lowrank import scaling
@@ -33,6 +33,17 @@ class ModuleFacts:
 
 
 @dataclass(frozen=True)
+class SavedFacts:
+    """One layer that the adapter holds whole."""
+
+    module: str
+    shape: tuple[int, int]
+    """(out, in)."""
+    norm: float
+    """Frobenius norm of its weight."""
+
+
+@dataclass(frozen=True)
 class AdapterFacts:
     """An adapter directory at a glance."""
 
@@ -45,6 +56,9 @@ class AdapterFacts:
     bytes: int
     base: dict[str, Any]
     modules: list[ModuleFacts]
+    saved: list[SavedFacts] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    """Of a classifier's adapter, in the order of its logits."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -65,7 +79,25 @@ def inspect_adapter(folder: str | Path) -> AdapterFacts:
         bytes=sum(tensor.nbytes for tensor in file.tensors.values()),
         base=dict(file.facts.get("base") or {}),
         modules=[_module_facts(file, module, pair) for module, pair in _pairs(file)],
+        saved=_saved(file),
+        labels=list(file.labels),
     )
+
+
+def _saved(file: AdapterFile) -> list[SavedFacts]:
+    """The weights that are neither factor of an update."""
+    if not file.config.modules_to_save:
+        return []
+    _, _, others = pair_tensors(file.tensors)
+    return [
+        SavedFacts(
+            name.removeprefix(PREFIX).removesuffix(".weight"),
+            (tensor.shape[0], tensor.shape[1]),
+            float(tensor.float().norm()),
+        )
+        for name in others
+        if name.endswith(".weight") and (tensor := file.tensors[name]).ndim == 2
+    ]
 
 
 def _pairs(file: AdapterFile) -> list[tuple[str, dict[str, Any]]]:

@@ -27,11 +27,13 @@ def load_base_for(
     progress: Progress = silent,
 ) -> Base:
     """Load `source` with the types and quantization that the adapter's rango.json names, unless
-    they are given; as stored and unquantized where it names none (another tool's adapter).
+    they are given; as stored and unquantized where it names none (another tool's adapter). For a
+    classifier's adapter the base is one with its labels.
 
     Raises as read_adapter and load_base do.
     """
-    noted = read_adapter(adapter_folder).facts.get("base")
+    file = read_adapter(adapter_folder)
+    noted = file.facts.get("base")
     noted = noted if isinstance(noted, dict) else {}
     held: Any = noted.get("quantize")
     return load_base(
@@ -40,6 +42,7 @@ def load_base_for(
         compute=compute or ("as stored" if noted.get("compute") in _NARROW else "auto"),
         quantize=quantize or (held if held in get_args(Quantize) else "none"),
         double_quant=held != "nf4" or noted.get("double_quant") is not False,
+        labels=file.labels or None,
         revision=revision or noted_revision(noted, source),
         cache=cache,
         cache_gb=cache_gb,

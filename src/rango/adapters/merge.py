@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rango.adapters.modules import AdaptedModule
+from rango.adapters.saved import SavedLinear
 from rango.adapters.site import Site
 from rango.base.linear import QuantizedLinear
 from rango.base.roles import base_weight_shape
@@ -28,7 +29,7 @@ from rango.numerics.lowrank import delta_weight, merged_weight
 class Merged:
     """What unmerging needs: the stand-ins that keep the module they had."""
 
-    stand_ins: list[AdaptedModule]
+    stand_ins: list[AdaptedModule | SavedLinear]
 
     def restore(self) -> None:
         """Put the kept modules back."""
@@ -39,21 +40,36 @@ class Merged:
 @torch.no_grad()
 def merge_row(
     modules: Mapping[str, AdaptedModule],
+    saved: Mapping[str, SavedLinear],
     row: int,
     factor: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> Merged:
     """Give each stand-in a base layer with the row merged in; see merged_module for dtype."""
     # all are made before the first takes its place: what fails midway has changed nothing
-    made = [
+    made: list[tuple[AdaptedModule | SavedLinear, nn.Module]] = [
         (stand_in, merged_module(stand_in.base_layer, delta * factor, dtype))
         for stand_in in modules.values()
         if (delta := module_delta(stand_in, row)) is not None
+    ]
+    made += [
+        (layer, merged_whole(layer, row, factor)) for layer in saved.values() if layer.saves[row]
     ]
     for stand_in, merged in made:
         stand_in.kept.append(stand_in.base_layer)
         stand_in.base_layer = merged
     return Merged([stand_in for stand_in, _ in made])
+
+
+@torch.no_grad()
+def merged_whole(layer: SavedLinear, row: int, factor: float = 1.0) -> nn.Module:
+    """A plain linear layer with a row's ΔW and Δb added; the base's is left alone."""
+    plain, delta = layer.base_layer, layer.delta(row)
+    merged = merged_module(plain, delta["weight"] * factor)
+    if "bias" in delta:
+        bias = merged_weight(plain.get_parameter("bias"), delta["bias"] * factor)
+        merged.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+    return merged
 
 
 def module_delta(stand_in: AdaptedModule, row: int) -> Tensor | None:

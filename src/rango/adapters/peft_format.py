@@ -17,9 +17,11 @@ from transformers.pytorch_utils import Conv1D
 from rango.adapters.attach import Adapted
 from rango.adapters.config import LoraConfig
 from rango.adapters.parts import ModuleTensors, join
+from rango.adapters.saving import peft_names, saved_layers
 from rango.adapters.targets import layer_of, parse_layers, pattern_value
+from rango.base.classifier import is_classifier
 from rango.base.roles import adaptable_modules
-from rango.errors import AdapterError
+from rango.errors import AdapterError, TargetError
 
 PREFIX = "base_model.model."
 
@@ -39,6 +41,16 @@ def export_row(adapted: Adapted, row: int) -> list[ModuleTensors]:
     return exported
 
 
+def export_saved(adapted: Adapted, row: int) -> dict[str, Tensor]:
+    """What a row holds whole, W + ΔW and b + Δb in fp32, by PEFT's names."""
+    return {
+        f"{PREFIX}{name}.{tensor}": layer.base_layer.get_parameter(tensor).float() + delta
+        for name, layer in adapted.saved.items()
+        if layer.saves[row]
+        for tensor, delta in layer.delta(row).items()
+    }
+
+
 def tensor_names(module: str, embedding: bool) -> tuple[str, str]:
     """PEFT's names of A and B."""
     ending = "lora_embedding_{}" if embedding else "lora_{}.weight"
@@ -51,6 +63,7 @@ def adapter_config(
     """The adapter_config.json of one row."""
     config = adapted.config_of(row)
     names = {tensors.module for tensors in exported}
+    saved = [name for name, layer in adapted.saved.items() if layer.saves[row]]
     transposed = any(isinstance(adapted.modules[name].base_layer, Conv1D) for name in names)
     return {
         "alpha_pattern": {
@@ -69,7 +82,7 @@ def adapter_config(
         "layers_to_transform": None,
         "lora_alpha": _plain(config.lora_alpha),
         "lora_dropout": config.lora_dropout,
-        "modules_to_save": None,
+        "modules_to_save": peft_names(adapted.model, saved) if saved else None,
         "peft_type": "LORA",
         "r": config.r,
         "rank_pattern": {
@@ -121,6 +134,7 @@ def read_config(raw: Any, where: str) -> LoraConfig:
             rank_pattern={key: _number(ranks, key, int, None) for key in ranks},
             alpha_pattern={key: _number(alphas, key, float, None) for key in alphas},
             layers=_layers(raw.get("layers_to_transform")),
+            modules_to_save=_names(raw, "modules_to_save"),
         )
     except (TypeError, ValueError, re.error) as error:
         raise AdapterError(f"{where}: {error}") from error
@@ -128,24 +142,34 @@ def read_config(raw: Any, where: str) -> LoraConfig:
 
 def read_tensors(
     tensors: Mapping[str, Tensor], config: LoraConfig, model: nn.Module, where: str
-) -> list[ModuleTensors]:
-    """Pair A with B and find each module in the model, in the model's order.
+) -> tuple[list[ModuleTensors], dict[str, dict[str, Tensor]]]:
+    """Pair A with B and find each module in the model, in the model's order; and by name the layers
+    that are held whole, with their "weight" and "bias" in fp32.
 
     Raises AdapterError listing every tensor that is missing, unexpected, mis-shaped or not finite.
     """
     modules = adaptable_modules(model)
     pairs, embeddings, others = pair_tensors(tensors)
-    faults = [fault for name in others for fault in _copy_of_base(name, tensors[name], model)]
+    try:
+        saved = saved_layers(model, config.modules_to_save) if config.modules_to_save else ()
+    except TargetError as error:
+        raise AdapterError(f"{where}: {error}") from error
+    whole, whole_faults = _whole(saved, tensors, model)
+    taken = {f"{PREFIX}{name}.{tensor}" for name, parts in whole.items() for tensor in parts}
+    others = [name for name in others if name not in taken]
+    faults = whole_faults
+    for name in others:
+        faults += _copy_of_base(name, tensors[name], model)
     for module, pair in pairs.items():
         faults += _pair_faults(module, pair, modules, module in embeddings, config)
     faults += [
         f"{module}: targeted by adapter_config.json, but the file has no tensors for it"
         for module in modules
-        if _is_targeted(module, config) and module not in pairs
+        if _is_targeted(module, config) and module not in pairs and module not in saved
     ]
     if faults:
         raise AdapterError(f"{where}: does not fit this base:\n  " + "\n  ".join(sorted(faults)))
-    return [
+    found = [
         ModuleTensors(
             module,
             module in embeddings,
@@ -156,6 +180,30 @@ def read_tensors(
         for module in modules
         if module in pairs
     ]
+    return found, whole
+
+
+def _whole(
+    saved: Iterable[str], tensors: Mapping[str, Tensor], model: nn.Module
+) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """By layer {"weight": …, "bias": …}, and what is missing or does not fit."""
+    whole: dict[str, dict[str, Tensor]] = {}
+    faults = []
+    for layer in saved:
+        for part, expected in model.get_submodule(layer).named_parameters(recurse=False):
+            name = f"{PREFIX}{layer}.{part}"
+            tensor = tensors.get(name)
+            if tensor is None:
+                faults.append(f"{name}: missing, expected shape {tuple(expected.shape)}")
+                continue
+            whole.setdefault(layer, {})[part] = tensor.float()
+            if tensor.shape != expected.shape:
+                faults.append(
+                    f"{name}: expected shape {tuple(expected.shape)}, found {tuple(tensor.shape)}"
+                )
+            elif not torch.isfinite(tensor).all():
+                faults.append(f"{name}: holds values that are not finite")
+    return whole, faults
 
 
 def pair_tensors(
@@ -195,6 +243,7 @@ _READ = {
     "layers_pattern",
     "layers_to_transform",
     "loftq_config",
+    "modules_to_save",
     "megatron_core",
     "peft_version",
     "qalora_group_size",
@@ -228,6 +277,13 @@ def _layers(value: Any) -> str | None:
     if value is None:
         return None
     return ",".join(str(int(layer)) for layer in (value if isinstance(value, list) else [value]))
+
+
+def _names(raw: dict[str, Any], key: str) -> list[str]:
+    found = _as_list(raw.get(key))
+    if not all(isinstance(name, str) and name for name in found):
+        raise ValueError(f"{key}: expected names, found {raw[key]!r}")
+    return found
 
 
 def _as_list(value: Any) -> list[str]:
@@ -316,6 +372,8 @@ def _target_names(adapted: Adapted, names: set[str]) -> list[str]:
 
 
 def _task_type(adapted: Adapted) -> str | None:
+    if is_classifier(adapted.model):
+        return "SEQ_CLS"
     if adapted.base is not None:
         return "CAUSAL_LM" if adapted.base.kind == "causal" else "FEATURE_EXTRACTION"
     return (

@@ -119,7 +119,7 @@ class Site(nn.Module):
         if not self.training or p == 0.0 or self.embedding:
             return part
         count = tokens if segment.tokens is None else len(segment.tokens)
-        key = self.switch.dropout_key(self.bank.rows)
+        key = self.switch.dropout_key(self.bank.rows).seen_by(tokens)
         shape = (count, self.A.shape[2])
         keep = keep_mask(key, row, self.name, segment.tokens, shape, p, device=device)
         return replace(part, keep=keep, drop=p)

@@ -110,7 +110,7 @@ class LinearUpdate(torch.autograd.Function):
         tokens = x.reshape(-1, x.shape[-1])
         grads = grad_y.reshape(-1, grad_y.shape[-1])
         grad_x: Tensor | None = None
-        grad_A, grad_B = _Gradients(ctx.bank, ctx.keys[0]), _Gradients(ctx.bank, ctx.keys[1])
+        grad_A, grad_B = RowGradients(ctx.bank, ctx.keys[0]), RowGradients(ctx.bank, ctx.keys[1])
         for part, h in zip(ctx.parts, inner, strict=True):
             g = part.take(grads if ctx.columns is None else grads[:, ctx.columns])
             g = g.to(lora_B.dtype)  # (n, columns)
@@ -169,7 +169,7 @@ class EmbeddingUpdate(torch.autograd.Function):
         ids, lora_A, lora_B = ctx.saved_tensors
         _, _, needs_A, needs_B, *_ = ctx.needs_input_grad
         grads = grad_y.reshape(-1, grad_y.shape[-1])
-        grad_A, grad_B = _Gradients(ctx.bank, ctx.keys[0]), _Gradients(ctx.bank, ctx.keys[1])
+        grad_A, grad_B = RowGradients(ctx.bank, ctx.keys[0]), RowGradients(ctx.bank, ctx.keys[1])
         for part in ctx.parts:
             used = part.take(ids.flatten())
             g = part.take(grads).to(lora_B.dtype) * part.scale  # (n, dim)
@@ -187,7 +187,7 @@ class EmbeddingUpdate(torch.autograd.Function):
         )
 
 
-class _Gradients:
+class RowGradients:
     """Where a site's gradient of one tensor goes: the bank's table; in a bank of one row, the
     ordinary way through autograd, so that hooks, torch.autograd.grad and data-parallel wrappers
     of a caller's own loop work (it accumulates into the preset `.grad`, which is the table)."""
@@ -197,12 +197,14 @@ class _Gradients:
         self.single: Tensor | None = None
 
     def add(self, row: int, gradient: Tensor) -> None:
+        """Add to the gradient of a row's tensor."""
         if self.bank.rows > 1:
             self.bank.accumulated(self.key)[row] += gradient
         else:
             self.single = gradient if self.single is None else self.single + gradient
 
     def for_autograd(self) -> Tensor | None:
+        """(1, *shape); None where it is in the table."""
         return None if self.single is None else self.single[None]
 
 

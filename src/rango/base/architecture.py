@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,14 +13,22 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
 )
 from transformers.utils import logging as transformers_logging
 
 from rango.base.checkpoint import Checkpoint
-from rango.errors import CheckpointError, nearest
+from rango.base.classifier import (
+    classifier_names,
+    is_classifier,
+    labels_of,
+    same_labels,
+    set_labels,
+)
+from rango.errors import CheckpointError, ConfigError, nearest
 
-Kind = Literal["causal", "encoder"]
+Kind = Literal["causal", "encoder", "classifier"]
 
 # Keys of config.json that choose code or files rather than describe the architecture. A checkpoint
 # may not: the implementation is Rango's choice, the files are those that were checked.
@@ -47,13 +55,17 @@ class Architecture:
     config: Any
     model_class: type[PreTrainedModel]
     kind: Kind
+    new_head: bool = False
+    """A classifier's head is made over the body, which the checkpoint has without one."""
 
 
-def architecture(checkpoint: Checkpoint) -> Architecture:
-    """The architecture that a checkpoint's config.json describes.
+def architecture(checkpoint: Checkpoint, labels: Sequence[str] | None = None) -> Architecture:
+    """The architecture that a checkpoint's config.json describes; with `labels`, a classifier over
+    its body.
 
     Raises CheckpointError for a model type that transformers has no code for, for encoder-decoder
-    models, and for a configuration that it refuses.
+    models, and for a configuration that it refuses; ConfigError for labels that make no classifier,
+    or are not those of a checkpoint that is one.
     """
     config = model_config(checkpoint)
     if getattr(config, "is_encoder_decoder", False):
@@ -62,13 +74,24 @@ def architecture(checkpoint: Checkpoint) -> Architecture:
             "expected a causal language model or an encoder"
         )
     kind = _kind(config)
-    mapping = MODEL_FOR_CAUSAL_LM_MAPPING if kind == "causal" else MODEL_MAPPING
+    if labels is not None and kind == "classifier" and not same_labels(labels, labels_of(config)):
+        raise ConfigError(
+            f"{checkpoint.folder}: is a classifier with the labels {', '.join(labels_of(config))}; "
+            f"asked for are {', '.join(labels)}: use its own, or start from a checkpoint without "
+            "a head"
+        )
+    new_head = labels is not None and kind != "classifier"
+    if new_head and labels is not None:
+        kind = "classifier"
+        set_labels(config, labels, str(checkpoint.folder))
+    mapping = _MAPPINGS[kind]
     if type(config) not in mapping:
         raise CheckpointError(
             f"{checkpoint.folder}: transformers has no {kind} model of type {config.model_type!r}"
         )
     found = mapping[type(config)]
-    return Architecture(config, found[0] if isinstance(found, tuple | list) else found, kind)
+    model_class = found[0] if isinstance(found, tuple | list) else found
+    return Architecture(config, model_class, kind, new_head)
 
 
 def model_config(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -95,7 +118,9 @@ def model_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 
 
 def kind_of(model: PreTrainedModel) -> Kind:
-    """Whether a model in memory predicts the next token or encodes."""
+    """Whether a model in memory classifies, predicts the next token, or encodes."""
+    if is_classifier(model):
+        return "classifier"
     causal = type(model).__name__ in _causal_names() or model.get_output_embeddings() is not None
     return "causal" if causal else "encoder"
 
@@ -115,8 +140,17 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+_MAPPINGS: dict[Kind, Any] = {
+    "causal": MODEL_FOR_CAUSAL_LM_MAPPING,
+    "encoder": MODEL_MAPPING,
+    "classifier": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+}
+
+
 def _kind(config: PreTrainedConfig) -> Kind:
     architectures = getattr(config, "architectures", None) or []
+    if any(name in classifier_names() for name in architectures):
+        return "classifier"
     if architectures:
         causal = any(name in _causal_names() for name in architectures)
     else:

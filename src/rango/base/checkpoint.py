@@ -82,7 +82,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises CheckpointError, naming the file, when it is no checkpoint, is incomplete, truncated or
     malformed, holds pickle files only, or is an adapter.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
         files = _open_shards(folder)
     elif (folder / SINGLE).is_file():
@@ -104,7 +104,8 @@ def read_tensor(file: TensorFile, name: str) -> torch.Tensor:
     return torch.frombuffer(view, dtype=dtype).view(entry.shape)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a checkpoint; CheckpointError where the folder is none."""
     path = folder / "config.json"
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():

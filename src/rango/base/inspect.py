@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from rango.base.architecture import architecture
 from rango.base.checkpoint import Checkpoint, open_checkpoint
+from rango.base.classifier import is_classifier, labels_of
 from rango.base.config import Quantize
 from rango.base.fingerprint import combine, resolve, tied_vocabulary
 from rango.base.linear import QuantizedLinear
@@ -76,6 +77,8 @@ class BaseFacts:
     error: float | None
     """‖W − W_quantized‖ / ‖W‖ over all quantized layers together."""
     layers: tuple[LayerFacts, ...]
+    labels: tuple[str, ...] = ()
+    """Of a classifier, in the order of its logits."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -266,6 +269,7 @@ def _facts(
         zeros=sum(la.zeros * _elements(la.shape) for la in layers) / weights if layers else None,
         error=_relative(_summed(layer.squares for layer in measured)),
         layers=layers,
+        labels=labels_of(model.config) if is_classifier(model) else (),
     )
 
 

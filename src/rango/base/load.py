@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from rango.base.architecture import Architecture, architecture, kind_of
 from rango.base.cache import BaseCache, Wanted, open_cache
 from rango.base.checkpoint import Checkpoint, open_checkpoint
+from rango.base.classifier import head_modules, is_classifier, labels_of
 from rango.base.config import DEFAULT_CACHE_GB, BaseDtype, Compute, Quantize
 from rango.base.fingerprint import combine, digest_tensor, resolve, tied_vocabulary
 from rango.base.linear import QuantizedLinear
@@ -39,12 +41,13 @@ def load_base(
     compute: Compute = "auto",
     quantize: Quantize = "none",
     double_quant: bool = True,
+    labels: Sequence[str] | None = None,
     revision: str | None = None,
     cache: bool | str | Path = False,
     cache_gb: float = DEFAULT_CACHE_GB,
     progress: Progress = silent,
 ) -> Base:
-    """Load a causal language model or an encoder from a checkpoint folder or the hub.
+    """Load a causal language model, an encoder or a classifier from a checkpoint folder or the hub.
 
     The tensors are streamed: quantized or cast a few at a time, so the unquantized model is never
     held. What is held as the file has it stays a view of the file, read when it is needed: the file
@@ -58,12 +61,16 @@ def load_base(
     bitsandbytes' NF4 or int8 keeps those layers bit for bit, whatever `quantize` and `double_quant`
     say.
 
+    With `labels` the model is a classifier over the checkpoint's body; the head that the checkpoint
+    lacks is zero, for an adapter to learn. A checkpoint that is a classifier itself needs none.
+
     With `cache`, a folder or True for the user's ($RANGO_CACHE, else ~/.cache/rango/bases), what
     is quantized here is kept there for the next time, at most `cache_gb` 10⁹ bytes in all; see
     rango.base.cache. A cache that cannot be read or written is logged and does without.
 
     Raises CheckpointError for a checkpoint that is missing, damaged, incomplete or of a kind that
-    is not supported, ConfigError for an unknown dtype, compute or quantize.
+    is not supported, ConfigError for an unknown dtype, compute or quantize, or for labels that make
+    no classifier or are not those of a checkpoint that is one.
     """
     _check_choice("dtype", dtype, BaseDtype)
     _check_choice("compute", compute, Compute)
@@ -72,8 +79,9 @@ def load_base(
     already = is_quantized(checkpoint)
     target = _DTYPES.get(dtype) or checkpoint.dtype
     widen = compute == "auto" and target in NARROW
-    held = _Held("none" if already else quantize, double_quant, target, widen)
-    shape = architecture(checkpoint)
+    shape = architecture(checkpoint, labels)
+    heading = tuple(labels or ()) if shape.new_head else ()
+    held = _Held("none" if already else quantize, double_quant, target, widen, heading)
     store = open_cache(cache, cache_gb) if held.quantize != "none" else None
     wanted = store.wanted(checkpoint, held.facts(), progress) if store else None
     found = _kept(store, wanted, checkpoint, shape, held, progress) if store and wanted else None
@@ -94,6 +102,7 @@ def load_base(
         dtype=target,
         compute=torch.float32 if widen else target,
         **_quantization(model, double_quant),
+        **_classes(model),
     )
     if store and wanted and found is None:
         _keep(base, store, wanted, checkpoint, progress)
@@ -108,17 +117,21 @@ class _Held:
     double_quant: bool
     dtype: torch.dtype
     widen: bool
+    labels: tuple[str, ...] = ()
+    """Of a head that is made over the checkpoint's body."""
 
     def plan(self) -> LoadPlan:
         return LoadPlan(self.quantize, self.double_quant, widen=self.widen)
 
     def facts(self) -> dict[str, Any]:
         """All that decides what is kept of a base."""
+        head = {"labels": list(self.labels)} if self.labels else {}
         return {
             "quantize": self.quantize,
             "double_quant": self.double_quant or self.quantize != "nf4",
             "dtype": str(self.dtype),
             "widen": self.widen,
+            **head,
         }
 
 
@@ -180,7 +193,14 @@ def base_from_model(model: PreTrainedModel, source: str = "in memory") -> Base:
         dtype=stored or model.dtype,
         compute=torch.float32 if stored else model.dtype,
         **_quantization(model, True),
+        **_classes(model),
     )
+
+
+def _classes(model: PreTrainedModel) -> dict[str, Any]:
+    if not is_classifier(model):
+        return {}
+    return {"labels": labels_of(model.config), "head": head_modules(model)}
 
 
 def _quantization(model: PreTrainedModel, double_quant: bool) -> dict[str, Any]:

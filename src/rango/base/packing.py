@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rango.base.classifier import is_classifier
+
 _LENGTHS = (11, 14)
 _LONGEST = 96
 _ALONE = {torch.float32: 1e-4, torch.float16: 8e-3, torch.bfloat16: 4e-2}
@@ -48,6 +50,8 @@ def packing_probe(model: nn.Module) -> Packing:
     unchanged. The members are longer than a sliding window of up to 64 tokens.
     """
     name = type(model).__name__
+    if is_classifier(model):
+        return Packing(False, float("inf"), f"{name} gives one answer a row")
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return Packing(False, float("inf"), f"{name} takes no position_ids")
     config = getattr(model, "config", None)

@@ -19,6 +19,7 @@ from transformers.core_model_loading import dot_natural_key
 
 from rango.base.architecture import Architecture, quiet_transformers
 from rango.base.checkpoint import Checkpoint, read_json, read_tensor
+from rango.base.classifier import is_pooler, zero_missing
 from rango.base.fingerprint import TensorDigest, digest_stored
 from rango.base.product import Quantized
 from rango.base.quantized_files import quantized_groups, read_quantized
@@ -258,14 +259,32 @@ def _fill(
             f"{checkpoint.folder}: the tensors do not make a "
             f"{architecture.model_class.__name__}:\n  {problems}"
         ) from error
-    _check_complete(checkpoint, architecture, model, info)
+    new = _new_tensors(architecture, model, info)
+    _check_complete(checkpoint, architecture, model, info, new)
+    zero_missing(model, sorted(new), plan.widen, str(checkpoint.folder))
     return model
 
 
+def _new_tensors(
+    architecture: Architecture, model: PreTrainedModel, info: dict[str, Any]
+) -> set[str]:
+    """Tensors of a classifier's head that the checkpoint has not, or has of another head."""
+    if not architecture.new_head:
+        return set()
+    prefix = f"{model.base_model_prefix}."
+    found = {*info["missing_keys"], *(name for name, _, _ in info["mismatched_keys"])}
+    return {name for name in found if not name.startswith(prefix) or is_pooler(name)}
+
+
 def _check_complete(
-    checkpoint: Checkpoint, architecture: Architecture, model: PreTrainedModel, info: dict[str, Any]
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    model: PreTrainedModel,
+    info: dict[str, Any],
+    new: set[str],
 ) -> None:
-    """Every tensor of the model came from the checkpoint, and the other way round."""
+    """Every tensor of the model came from the checkpoint, those of a `new` head apart, and the
+    other way round."""
     unexpected = set(info["unexpected_keys"])
     prefix = f"{model.base_model_prefix}."
     named = getattr(architecture.config, "architectures", None) or []
@@ -273,11 +292,19 @@ def _check_complete(
         # the checkpoint is an encoder with a task's head, which is left behind
         backbone = any(name.startswith(prefix) for name in checkpoint.homes)
         unexpected = {name for name in unexpected if name.startswith(prefix) or not backbone}
-    faults = [f"missing: {name}" for name in sorted(info["missing_keys"])]
+    if architecture.new_head:  # so is another head; some classifiers have no pooler
+        backbone = any(name.startswith(prefix) for name in checkpoint.homes)
+        unexpected = {
+            name
+            for name in unexpected
+            if (name.startswith(prefix) or not backbone) and not is_pooler(name)
+        }
+    faults = [f"missing: {name}" for name in sorted(set(info["missing_keys"]) - new)]
     faults += [f"unexpected: {name}" for name in sorted(unexpected)]
     faults += [
         f"mis-shaped: {name}: expected {list(expected)}, found {list(found)}"
         for name, found, expected in sorted(info["mismatched_keys"])
+        if name not in new
     ]
     if faults:
         shown = "\n  ".join(faults)

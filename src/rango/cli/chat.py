@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import rango
-from rango.cli.models import load, tokenizer_of
+from rango.cli.models import load, refuse_classifier, tokenizer_of
 from rango.cli.options import AnswerOptions, ModelOptions
 from rango.cli.parsing import collect, new_parser, parse, say
 from rango.cli.progress import ProgressBars
@@ -55,6 +55,7 @@ def main(words: Sequence[str]) -> None:
         raise ConfigError("--compare lets the base answer beside an adapter: give --adapter")
     with ProgressBars() as progress:
         model = collect(ModelOptions, parsed)
+        refuse_classifier([options.adapter] if options.adapter else [])
         base = load(model, options.adapter, progress)
         tokenizers = {"base": tokenizer_of(model, base, None)}
         if options.adapter:

@@ -18,8 +18,9 @@ from rango.errors import ConfigError
 
 DESCRIPTION = """\
 Measures loss, perplexity and accuracy on a data file, of the base and (--adapter) of the adapted
-model. With --general, also what the adapter made the base forget: both losses and the KL
-divergence from the base on general text."""
+model; of a classifier, on text+label data, accuracy and F1 by label, and what it takes for what.
+With --general, also what the adapter made the base forget: both losses and the KL divergence from
+the base on general text."""
 
 EXAMPLE = """\
   rango eval --base BASE --adapter runs/first/adapter --data held-out.jsonl --general text.txt
@@ -31,7 +32,7 @@ class EvalOptions:
     """What to measure."""
 
     data: str
-    """Data file: chat messages, prompt/completion, Alpaca or plain text."""
+    """Data file: chat messages, prompt/completion, Alpaca, plain text, or text+label."""
     adapter: str | None = None
     """Folder of an adapter to measure beside the base."""
     general: str | None = None
@@ -73,9 +74,13 @@ def main(words: Sequence[str]) -> None:
     if parsed.json:
         print_json(found)
         return
-    from rango.report.tables import evaluation_table, forgetting_table
+    from rango.report.classes import is_classification
+    from rango.report.tables import evaluation_table, forgetting_table, labels_view
 
     show(evaluation_table(found["evaluation"]))
+    last = list(found["evaluation"].values())[-1]
+    if is_classification(last):
+        show(labels_view(last))
     if "forgetting" in found:
         show(forgetting_table(found["forgetting"]))
 
@@ -89,10 +94,25 @@ def _measure(
     examples = rango.read_examples(options.data, columns=columns, progress=progress)
     general = rango.read_examples(options.general) if options.general else None
     base = load(model, options.adapter, progress)
+    if base.kind == "classifier" and (exact or general):
+        raise ConfigError(
+            "--exact_match and --general measure a model that writes; leave them out for a "
+            "classifier"
+        )
+    if base.kind != "classifier" and any(example.label is not None for example in examples):
+        raise ConfigError(
+            f"{options.data} has labels, and {base.source} is no classifier; give the --adapter of "
+            "one, or a merged classifier as --base"
+        )
     tokenizer = tokenizer_of(model, base, options.adapter)
     fitted = {"max_length": options.max_length, "progress": progress}
     samples = rango.tokenize(
-        examples, tokenizer, too_long=options.too_long, loss_on=options.loss_on, **fitted
+        examples,
+        tokenizer,
+        too_long=options.too_long,
+        loss_on=options.loss_on,
+        labels=base.labels,
+        **fitted,
     )
     computed = {
         "micro_tokens": options.micro_tokens,

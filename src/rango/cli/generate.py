@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import rango
-from rango.cli.models import load, tokenizer_of
+from rango.cli.models import load, refuse_classifier, tokenizer_of
 from rango.cli.options import AnswerOptions, ModelOptions
 from rango.cli.output import print_json, show
 from rango.cli.parsing import add_json_flag, collect, new_parser, parse
@@ -73,6 +73,7 @@ def main(words: Sequence[str]) -> None:
     prompts = _prompts(options, parsed.raw)
     with ProgressBars() as progress:
         first = parsed.adapter[0] if parsed.adapter else None
+        refuse_classifier(parsed.adapter)
         base = load(collect(ModelOptions, parsed), first, progress)
         answers = _answers(base, parsed, prompts, options, progress)
     texts = {name: [completion.text for completion in found] for name, found in answers.items()}

@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "measure a model, with and without an adapter, on a data file",
     "chat": "talk with a model and its adapter",
     "generate": "answer a prompt, or every prompt of a file",
+    "classify": "label a text, or every text of a file",
     "merge": "write a checkpoint with the adapter merged into it",
     "inspect": "tell what a base, a quantized base or an adapter holds",
     "verify": "check that an adapter belongs to a base and computes what was trained",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import rango
 from rango.cli.options import ModelOptions
 from rango.cli.parsing import say
+from rango.errors import ConfigError
 from rango.progress import Progress
 
 if TYPE_CHECKING:
@@ -40,6 +42,18 @@ def load(options: ModelOptions, adapter: str | None, progress: Progress) -> Base
         cache_gb=options.cache_gb,
         progress=progress,
     )
+
+
+def refuse_classifier(adapters: Sequence[str]) -> None:
+    """Raise ConfigError where an adapter is a classifier's, for commands that have text written."""
+    from rango.adapters.files import read_adapter
+
+    for adapter in adapters:
+        if labels := read_adapter(adapter).labels:
+            raise ConfigError(
+                f"{adapter}: the adapter of a classifier ({', '.join(labels)}), which writes "
+                "nothing; see rango classify --help"
+            )
 
 
 def tokenizer_of(options: ModelOptions, base: Base, adapter: str | None) -> Any:

@@ -16,7 +16,8 @@ from rango.training.config import RunConfig
 
 DESCRIPTION = """\
 Fine-tunes a model on a data file: LoRA, QLoRA (--base.quantize nf4) or, as a baseline, full
-fine-tuning (--training.method full). Every option may stand in a YAML file too (--config), under
+fine-tuning (--training.method full). Data of text+label train a classifier, over an encoder or a
+causal model. Every option may stand in a YAML file too (--config), under
 the same name; flags after it win. The run's folder then holds the adapter, its model card, the
 events, the checkpoints, config.yaml as resolved, and report.html.
 
@@ -65,7 +66,8 @@ def print_result(config: RunConfig, result: dict[str, Any]) -> None:
     """Why it ended; evaluation, forgetting and proof as tables; what to do next."""
     from rich.text import Text
 
-    from rango.report.tables import evaluation_table, forgetting_table, proof_view
+    from rango.report.classes import is_classification
+    from rango.report.tables import evaluation_table, forgetting_table, labels_view, proof_view
 
     if result.get("stopped"):
         show(Text(result["stopped"]))
@@ -76,15 +78,20 @@ def print_result(config: RunConfig, result: dict[str, Any]) -> None:
     }
     if evaluation:
         show(evaluation_table(evaluation))
+        if is_classification(evaluation.get("adapted")):
+            show(labels_view(evaluation["adapted"]))
     if result.get("forgetting"):
         show(forgetting_table(result["forgetting"]))
     if result.get("proof"):
         show(proof_view(result["proof"]))
     saved = result["saved"]
     say(f"report: {config.output}/report.html", f"saved: {saved}")
-    chat = ["rango", "chat", "--base"]
+    labels = (result.get("data") or {}).get("labels")
+    following = ["rango", "classify" if labels else "chat", "--base"]
     if config.training.method == "lora":
-        chat += [config.base.model, "--adapter", saved, "--compare"]
+        following += [config.base.model, "--adapter", saved]
+        following += [] if labels else ["--compare"]
     else:
-        chat += [saved]
-    say(f"next: {shlex.join(chat)}")
+        following += [saved]
+    following += ["--text", "TEXT"] if labels else []
+    say(f"next: {shlex.join(following)}")

@@ -11,8 +11,8 @@ DEFAULT_CACHE_GB = 10.0
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Training data: chat messages, ShareGPT, Alpaca, prompt/completion or plain text, as JSON,
-    JSONL, CSV, Parquet or Arrow."""
+    """Training data: chat messages, ShareGPT, Alpaca, prompt/completion, plain text, or text+label
+    for a classifier, as JSON, JSONL, CSV, Parquet or Arrow."""
 
     train: str
     """Data to train on: a file, a folder, a glob, - for standard input, or a data set of the Hub

@@ -74,11 +74,11 @@ class Supervision:
         max_length: int | None = None,
         loss_on: LossOn = "completion",
     ) -> None:
-        """Raises TokenizerError where the tokenizer has no offsets or no end token."""
         self.faults: list[tuple[Origin, str]] = []
         self.past_limit: list[tuple[Origin, str]] = []
         self._tokenizer = tokenizer
-        self._encoder = Encoder(tokenizer, last_only=loss_on == "last")
+        self._encoder: Encoder | None = None
+        self._last_only = loss_on == "last"
         self._all = loss_on == "all"
         self._max_length = max_length
         self._candidates = _Candidates(max_length or FITS)
@@ -87,11 +87,14 @@ class Supervision:
         """Tokens of each example; of a labelled text, or of what can't be encoded, those of the
         bare text.
 
-        Raises TokenizerError for conversations where the tokenizer has no chat template.
+        Raises TokenizerError where the tokenizer has no offsets or no end token, and for
+        conversations where it has no chat template; labelled texts need none of these.
         """
         noted = _Noted()
         learnt = [example for example in examples if example.kind != "labelled"]
-        samples = iter(self._encoder.encode(learnt, noted))
+        if learnt and self._encoder is None:
+            self._encoder = Encoder(self._tokenizer, last_only=self._last_only)
+        samples = iter(self._encoder.encode(learnt, noted) if self._encoder else [])
         lengths = []
         for example in examples:
             sample = None if example.kind == "labelled" else next(samples)

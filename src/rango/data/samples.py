@@ -57,12 +57,14 @@ class Sample:
 
     supervised: the loss counts this token (as a target).
     content: supervised, and part of the answer itself rather than its end-of-turn marker.
+    label: of a labelled text, whose tokens are not supervised: the number of its label.
     """
 
     input_ids: tuple[int, ...]
     supervised: tuple[bool, ...]
     content: tuple[bool, ...]
     origin: Origin
+    label: int | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -84,7 +86,8 @@ class Batch:
     """(B, S) int64, 1 on tokens and 0 on padding; None when packed; or bool (1, 1, S, S), true
     where a token sees another, for models that need it to keep packed samples apart."""
     targets: torch.Tensor
-    """(B, S) int64: the token to predict AT this position (already shifted), or IGNORED."""
+    """(B, S) int64: the token to predict AT this position (already shifted), or IGNORED. Of
+    labelled samples: the label at the last token."""
     content: torch.Tensor
     """(B, S) bool: the target is content rather than an end-of-turn marker."""
     samples: torch.Tensor

@@ -25,7 +25,7 @@ from rango.data.tokens.tokenize import tokenize
 from rango.demo.package_data import BASE, GENERAL, TEST, TRAIN, VALID, write_shuffled
 from rango.errors import VerificationError
 from rango.evaluation.compare import ComparisonRow, Measured, compare
-from rango.evaluation.evaluate import evaluate
+from rango.evaluation.evaluate import Evaluation, evaluate
 from rango.evaluation.forgetting import forgetting
 from rango.export.merged import MergeReport
 from rango.files.atomic import refuse_existing, write_text
@@ -207,9 +207,10 @@ class _Judge:
                 progress=progress,
             )
             self._answers[name] = [completion.text.strip() for completion in completions]
+        found = evaluate(model, self._test, **how)
         return Measured(
             method=name,
-            evaluation=evaluate(model, self._test, **how),
+            evaluation=found if isinstance(found, Evaluation) else None,
             forgetting=forgetting(model, self._general, base=self._base.model, **how),
             **facts,
         )

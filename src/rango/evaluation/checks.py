@@ -24,6 +24,7 @@ from rango.evaluation.probe import (
     difference,
     model_dtype,
     observe,
+    unit_of,
 )
 
 READ_BACK_LIMIT = 1e-5
@@ -82,7 +83,7 @@ def acts(adapted: Adapted, samples: Sequence[Sequence[int]]) -> Check:
     """The adapter changes what the base computes."""
     with adapted.disabled():
         base = observe(adapted.model, samples)
-    change = difference(observe(adapted.model, samples), base)
+    change = difference(observe(adapted.model, samples), base, unit_of(adapted.model))
     detail = "relative change of the base's outputs, which must not be zero"
     return Check("acts", change > 0, change, None, detail)
 

@@ -67,4 +67,7 @@ def cover(adapted: Adapted, census: Census, row: int = 0) -> Coverage:
         modules[name] = count
         if not site.embedding and adapted.modules[site.module_name] is not output:
             linear += count
+    for name, layer in adapted.saved.items():
+        if layer.saves[row]:
+            modules[name] = layer.base_layer.get_parameter("weight").numel()
     return Coverage(modules, census, linear)

@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from rango.base.classifier import is_classifier, labels_of
 from rango.base.packing import packing_probe
-from rango.data.samples import Batch, Sample
+from rango.data.samples import IGNORED, Batch, Sample
 from rango.data.tokens.pack import Packed, collate, lengths_of, plan_batches
 from rango.errors import DataError
-from rango.evaluation.fit import check_fit
+from rango.evaluation.classification import Classification, ClassSums
+from rango.evaluation.fit import check_fit, check_labelled
 from rango.evaluation.loss import TokenLosses, token_losses
 from rango.generation.inference import inference
 from rango.progress import Progress, silent
@@ -59,13 +61,16 @@ def evaluate(
     packed: Packed | None = None,
     pad_id: int = 0,
     progress: Progress = silent,
-) -> Evaluation:
+) -> Evaluation | Classification:
     """Evaluate a model as it is: with its adapters, or without, inside `adapted.disabled()`.
+    Of a classifier, on labelled samples, a Classification.
 
     packed None packs several samples in a row where a probe shows that the model keeps them apart.
     micro_tokens bounds what is computed at once and does not change the result. The model is in
     eval mode during it, and as it was afterwards. Raises DataError without supervised tokens.
     """
+    config: Any = getattr(model, "config", None)
+    classes = ClassSums(labels_of(config)) if is_classifier(model) else None
     sums = _Sums()
     for batch in batches(
         model,
@@ -77,7 +82,13 @@ def evaluate(
         progress=progress,
     ):
         with inference(model):
-            sums.add(token_losses(model, batch))
+            found = token_losses(model, batch)
+        if classes is None:
+            sums.add(found)
+        elif found.given is not None:
+            classes.add(found.losses, batch.targets[batch.targets != IGNORED], found.given)
+    if classes is not None:
+        return classes.result()
     return sums.result(len(samples))
 
 
@@ -95,10 +106,11 @@ def batches(
 
     packed None asks the probe. Raises DataError where no token of the samples is supervised.
     """
-    if not any(any(sample.supervised[1:]) for sample in samples):
+    if not any(sample.label is not None or any(sample.supervised[1:]) for sample in samples):
         raise DataError(
             f"{task}: expected samples with supervised tokens, found none in {len(samples)} samples"
         )
+    check_labelled(model, samples[:1])
     check_fit(samples, model)
     if packed is None:
         packed = packing_probe(model).how

@@ -7,9 +7,33 @@ from typing import Any
 
 from torch import nn
 
+from rango.base.classifier import is_classifier
 from rango.data.samples import Sample
 from rango.data.tokens.store import SampleStore
 from rango.errors import DataError
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """The most tokens that a model has positions for; None where it does not say."""
+    config: Any = getattr(model, "config", None)
+    found = getattr(config, "max_position_embeddings", None)
+    if not isinstance(found, int):
+        return None
+    # RoBERTa's positions begin after that of the padding
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return found if module.padding_idx is None else found - module.padding_idx - 1
+    return found
+
+
+def check_labelled(model: nn.Module, samples: Iterable[Sample]) -> None:
+    """Raise DataError where a classifier is given samples without labels, or another model samples
+    with them."""
+    for sample in samples:
+        if (sample.label is not None) != is_classifier(model):
+            has = "has no label" if sample.label is None else "has a label"
+            wants = "is a classifier" if is_classifier(model) else "is none for labels"
+            raise DataError(f"{sample.origin}: {has}, and {type(model).__name__} {wants}")
 
 
 def check_fit(samples: Iterable[Sample], model: nn.Module) -> None:
@@ -20,7 +44,7 @@ def check_fit(samples: Iterable[Sample], model: nn.Module) -> None:
     if config is None or get_embeddings is None:
         return
     vocabulary = get_embeddings().weight.shape[0]
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(model)
     name = getattr(config, "name_or_path", "") or type(model).__name__
     if (
         isinstance(samples, SampleStore)

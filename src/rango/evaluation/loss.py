@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rango.adapters.fused.watch import is_watched
+from rango.base.classifier import is_classifier
 from rango.base.linear import Int8Linear, NF4Linear
 from rango.base.stored import StoredLinear
 from rango.data.samples import IGNORED, Batch
+from rango.errors import DataError
 from rango.kernels.cross_entropy import CrossEntropy, linear_cross_entropy
 from rango.kernels.dispatch import facts
 from rango.numerics.products import FrozenWeight
@@ -39,6 +41,8 @@ class TokenLosses:
     """(K,) bool: the target is content rather than an end-of-turn marker."""
     samples: Tensor
     """(K,) int64: index of the sample within the batch."""
+    given: Tensor | None = None
+    """(K,) int64: of a classifier, the likeliest label."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,11 @@ def _head_loss(
 def token_losses(model: nn.Module, batch: Batch) -> TokenLosses:
     """Cross-entropy of each supervised token, in fp32 whatever the model computes in.
 
-    On the way through the kernel (fused_head) the losses can be differentiated once.
+    On the way through the kernel (fused_head) the losses can be differentiated once. Of a
+    classifier: of each sample's label.
     """
+    if is_classifier(model):
+        return _label_losses(model, batch)
     supervised = batch.targets != IGNORED  # (B, S)
     targets = batch.targets[supervised]  # (K,)
     head, _ = fused_head(model)
@@ -193,6 +200,41 @@ def token_losses(model: nn.Module, batch: Batch) -> TokenLosses:
         content=batch.content[supervised].to(losses.device),
         samples=batch.samples[supervised].to(losses.device),
     )
+
+
+def _label_losses(model: nn.Module, batch: Batch) -> TokenLosses:
+    supervised = batch.targets != IGNORED  # (B, S)
+    rows, _ = supervised.nonzero(as_tuple=True)
+    if len(rows) != len(batch.targets) or batch.supervised != len(rows):
+        raise DataError(
+            f"{type(model).__name__} learns one label a text: expected labelled samples, one a row"
+        )
+    logits = class_logits(model, batch)
+    targets = batch.targets[supervised].to(logits.device)  # (B,)
+    given = logits.detach().argmax(dim=-1)
+    return TokenLosses(
+        losses=cross_entropy(logits.float(), targets, reduction="none"),
+        correct=given == targets,
+        content=batch.content[supervised].to(logits.device),
+        samples=batch.samples[supervised].to(logits.device),
+        given=given,
+    )
+
+
+def class_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits (B, K) of a classifier for a padded batch.
+
+    The model counts its own positions, and padding is what its configuration calls so: some find
+    the end of a text by it.
+    """
+    config: Any = model.config
+    pad_id = config.get_text_config().pad_token_id
+    ids, mask = batch.input_ids, batch.attention_mask
+    if mask is not None and pad_id is not None:
+        ids = ids.masked_fill(mask == 0, pad_id)
+    arguments = _arguments(model, attention_mask=mask, use_cache=False)
+    logits: Tensor = model(input_ids=ids.to(_device(model)), **arguments).logits
+    return logits
 
 
 def _hidden(body: nn.Module, batch: Batch, supervised: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rango.adapters.attach import Adapted
-from rango.adapters.merge import merged_module, module_delta
+from rango.adapters.merge import merged_module, merged_whole, module_delta
 from rango.adapters.modules import AdaptedModule
 from rango.adapters.routing import Routing
 from rango.base.linear import QuantizedLinear
 from rango.base.stored import Stored
-from rango.evaluation.probe import activation_dtype, difference, model_dtype, observe
+from rango.evaluation.probe import activation_dtype, difference, model_dtype, observe, unit_of
 from rango.generation.inference import inference
 from rango.progress import Progress, silent
 
@@ -45,6 +45,14 @@ def layer_errors(adapted: Adapted, row: int = 0, progress: Progress = silent) ->
                 merged = merged_module(module.base_layer, delta * factor, dtype)
                 errors[name] = difference([merged(x)], [module(x)])
             progress("merged against unmerged", done, total, "layers")
+        for name, layer in adapted.saved.items():
+            if layer.saves[row]:
+                weight = layer.base_layer.get_parameter("weight")
+                generator = torch.Generator().manual_seed(1)
+                x = torch.randn(_TOKENS, weight.shape[1], generator=generator)
+                x = x.to(weight.device, compute)
+                merged = merged_whole(layer, row, adapted.switch.factors.get(row, 1.0))
+                errors[name] = difference([merged(x)], [layer(x)])
     return errors
 
 
@@ -63,7 +71,8 @@ def model_error(
         finally:
             adapted.unmerge()
         after = observe(adapted.model, samples)
-    return difference(merged, before), difference(after, before)
+    unit = unit_of(adapted.model)
+    return difference(merged, before, unit), difference(after, before, unit)
 
 
 def merged_bytes(adapted: Adapted, row: int = 0) -> int:
@@ -73,6 +82,10 @@ def merged_bytes(adapted: Adapted, row: int = 0) -> int:
         _elements(module) * itemsize
         for module in adapted.modules.values()
         if any(site.ranks[row] for site in module.sites)
+    ) + sum(
+        layer.base_layer.get_parameter("weight").nbytes
+        for layer in adapted.saved.values()
+        if layer.saves[row]
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rango.adapters.attach import Adapted
+from rango.base.classifier import is_classifier
 from rango.base.stored import stored_dtype
 from rango.errors import AdapterError
 from rango.evaluation.loss import forward_logits
@@ -34,10 +35,17 @@ def observe(model: nn.Module, samples: Sequence[Sequence[int]], most: int = 16) 
         return [_outputs(model, ids, range(max(0, len(ids) - most), len(ids))) for ids in samples]
 
 
-def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """‖found − expected‖ / ‖expected‖ of the worst sample; infinite for shapes that differ or
-    values that are not finite."""
-    return max(map(_relative, found, expected), default=0.0)
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor], unit: float = 0.0) -> float:
+    """‖found − expected‖ / ‖expected‖ of the worst sample, or / `unit` where that is larger;
+    infinite for shapes that differ or values that are not finite."""
+    pairs = zip(found, expected, strict=True)
+    return max((_relative(one, other, unit) for one, other in pairs), default=0.0)
+
+
+def unit_of(model: nn.Module) -> float:
+    """The least scale to measure differences of a model's outputs in: 1 for a classifier, whose few
+    logits may all be near zero (as its base's are); no least one for others."""
+    return 1.0 if is_classifier(model) else 0.0
 
 
 def probe_ids(model: nn.Module, length: int = 24) -> list[int]:
@@ -74,7 +82,8 @@ def make_probe(adapted: Adapted, ids: Sequence[int]) -> dict[str, Any]:
 
 
 def check_probe(adapted: Adapted, probe: Mapping[str, Any]) -> float:
-    """Largest difference from a probe's values, relative to the rms at their position.
+    """Largest difference from a probe's values, relative to the rms at their position (of a
+    classifier, at least to 1).
 
     Raises AdapterError for a probe that is malformed.
     """
@@ -85,10 +94,11 @@ def check_probe(adapted: Adapted, probe: Mapping[str, Any]) -> float:
         top = [[(int(index), float(value)) for index, value in row] for row in probe["top"]]
         with inference(adapted.model):
             outputs = _outputs(adapted.model, ids, places)
-        errors = []
-        for row, scale, values in zip(outputs, rms, top, strict=True):
+        errors, unit = [], unit_of(adapted.model)
+        for row, noted, values in zip(outputs, rms, top, strict=True):
+            scale = max(noted, unit)
             found = [_rms(row), *(float(row[index]) for index, _ in values)]
-            expected = [scale, *(value for _, value in values)]
+            expected = [noted, *(value for _, value in values)]
             errors += [abs(a - b) / scale for a, b in zip(found, expected, strict=True)]
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as fault:
         raise AdapterError(f"rango.json: proof.probe is malformed: {fault!r}") from fault
@@ -137,11 +147,11 @@ def _outputs(model: nn.Module, ids: Sequence[int], places: Sequence[int]) -> Ten
     return outputs.float().cpu()
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
+def _relative(found: Tensor, expected: Tensor, unit: float) -> float:
     if found.shape != expected.shape:
         return math.inf
     error = float((found.double() - expected.double()).norm())
-    scale = float(expected.double().norm())
+    scale = max(float(expected.double().norm()), unit)
     if error == 0:
         return 0.0
     return error / scale if math.isfinite(error) and scale > 0 else math.inf

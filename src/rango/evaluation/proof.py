@@ -35,7 +35,7 @@ from rango.evaluation.checks import (
 )
 from rango.evaluation.coverage import Coverage, count_weights, cover
 from rango.evaluation.merging import layer_errors
-from rango.evaluation.probe import difference, observe, probe_ids
+from rango.evaluation.probe import difference, observe, probe_ids, unit_of
 from rango.files.atomic import write_text
 from rango.generation.generate import Prompt
 from rango.progress import Progress, silent
@@ -101,7 +101,8 @@ def prove(
     Raises AdapterError where the adapter does not even load.
     """
     with _attached(base, adapter_folder) as (adapted, coverage):
-        read_back = difference(observe(adapted.model, samples), expected)
+        found = observe(adapted.model, samples)
+        read_back = difference(found, expected, unit_of(adapted.model))
         checks = [
             at_most(
                 "read back",

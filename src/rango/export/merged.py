@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from rango.adapters.attach import Adapted
 from rango.adapters.files import load_adapter, read_adapter
 from rango.adapters.matching import noted_revision
-from rango.adapters.merge import base_weight, merged_module, module_delta
+from rango.adapters.merge import base_weight, merged_module, merged_whole, module_delta
 from rango.base.config import BaseDtype
 from rango.base.linear import QuantizedLinear, quantized_linear
 from rango.base.load import Base, base_from_model, load_base
@@ -76,7 +76,8 @@ def merge_checkpoint(
         raise ConfigError(f"onto: expected one of {', '.join(get_args(Onto))}; found {onto!r}")
     output = Path(output)
     refuse_existing(output)  # before the work rather than after it
-    noted = read_adapter(adapter_folder).facts.get("base")
+    file = read_adapter(adapter_folder)
+    noted = file.facts.get("base")
     base = load_base(
         base_source,
         revision=noted_revision(noted, base_source),
@@ -84,6 +85,7 @@ def merge_checkpoint(
         compute="as stored",
         quantize="none" if onto == "stored" else onto,
         double_quant=double_quant,
+        labels=file.labels or None,
         progress=progress,
     )
     if onto not in ("stored", base.quantize):
@@ -149,6 +151,12 @@ def _merge_all(
             merged = _as_conv1d(merged)
         stand_in.base_layer = merged
         progress("merging", number + 1, len(adapted.modules), "module")
+    for layer in adapted.saved.values():
+        if layer.saves[0]:
+            weight = layer.base_layer.get_parameter("weight").float()
+            merged = merged_whole(layer, 0)
+            dots.add(weight, layer.delta(0)["weight"], base_weight(merged).float())
+            layer.base_layer = merged
     return dots
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from rango.adapters.attach import Adapted
 from rango.adapters.routing import NO_ROW, Routing
+from rango.base.classifier import is_classifier
 from rango.data.samples import Message
 from rango.data.tokens.tokenize import end_of_turn_ids, render_prompt
 from rango.errors import AdapterError, ConfigError
@@ -65,6 +66,10 @@ def generate(
     Raises ConfigError for values out of range or a prompt that does not fit with its answer in the
     model's positions, DataError for an empty prompt, TokenizerError without a chat template.
     """
+    if is_classifier(model):
+        raise ConfigError(
+            f"{type(model).__name__} is a classifier, which writes nothing; see rango.classify"
+        )
     if batch_size < 1:
         raise ConfigError(f"batch_size {batch_size}: expected at least 1")
     sampling = Sampling(temperature, top_k, top_p)

@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
-from rango.report.format import MISSING, decimal, duration, integer, percent, printable, sentence
+from rango.report.classes import LABEL_COLUMNS, confusion_rows, is_classification, label_rows
+from rango.report.format import MISSING, decimal, duration, integer, printable, sentence
+from rango.report.html import measures_of
 from rango.report.proof import proof_rows, proof_verdict
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -20,7 +22,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
     `facts` are what rango.json holds; every key may be missing, and its lines are then left out:
     ``base`` (source, revision, fingerprint, quantize, dtype), ``adapter`` (LoraConfig's fields),
-    ``data`` (digest, train_samples, valid_samples, train_tokens, skipped), ``training``
+    ``data`` (digest, train_samples, valid_samples, train_tokens, skipped, labels), ``training``
     (TrainingConfig's fields), ``steps``, ``seconds``, ``evaluation`` ({"base": …, "adapted": …},
     each with loss, perplexity, token_accuracy, content_loss, content_accuracy), ``gap``,
     ``forgetting`` (base_loss, loss, kl, on), ``proof`` (passed, …), ``limits`` (sentences),
@@ -38,7 +40,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         _forgetting(facts.get("forgetting") or {}),
         _section("Checks", _proof_lines(facts.get("proof") or {})),
         _section("Limits", _limit_lines(facts)),
-        _loading(model),
+        _loading(model, (facts.get("data") or {}).get("labels") or []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -99,6 +101,8 @@ def _data_lines(data: Mapping[str, Any]) -> list[str]:
     lines = [f"{integer(data[key])} {name}" for key, name in names.items() if data.get(key)]
     if data.get("loss_on"):
         lines.append(f"loss on: {_plain(data['loss_on'])}")
+    if data.get("labels"):
+        lines.append(f"labels: {_plain(', '.join(data['labels']))}")
     if data.get("digest"):
         lines.append(f"digest of the tokenized samples: `{data['digest']}`")
     return lines
@@ -127,14 +131,7 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
     ]
     if not columns:
         return ""
-    rows = (
-        ("loss, nats a token", "loss", decimal),
-        ("perplexity", "perplexity", decimal),
-        ("token accuracy", "token_accuracy", percent),
-        ("loss on content tokens", "content_loss", decimal),
-        ("accuracy on content tokens", "content_accuracy", percent),
-        ("exact match", "exact_match", percent),
-    )
+    rows = measures_of(result for _, result in columns)
     names = {"base": "base", "adapted": "with the adapter"}
     lines = [
         "| on the held-out samples | " + " | ".join(names[key] for key, _ in columns) + " |",
@@ -145,9 +142,26 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
         if any(value != MISSING for value in values):
             lines.append(f"| {label} | " + " | ".join(values) + " |")
     text = "## Evaluation\n\n" + "\n".join(lines)
+    text += _by_label(results.get("adapted") or {})
     if facts.get("gap") is not None:
         text += f"\n\nHeld-out loss is {decimal(facts['gap'])} above the training loss."
     return text
+
+
+def _by_label(evaluation: Mapping[str, Any]) -> str:
+    if not is_classification(evaluation):
+        return ""
+    parts = [_table(LABEL_COLUMNS, label_rows(evaluation))]
+    columns, rows = confusion_rows(evaluation)
+    if rows:
+        parts.append(_table(columns, rows))
+    return "".join(f"\n\n{part}" for part in parts)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)]]
+    cells = [*([_plain(cell) for cell in row] for row in (columns, *rows))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], lines[1], *cells[1:]))
 
 
 def _forgetting(forgetting: Mapping[str, Any]) -> str:
@@ -183,8 +197,14 @@ def _limit_lines(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _loading(model: str) -> str:
+def _loading(model: str, labels: Sequence[str]) -> str:
     base = model if _on_hub(model) else "BASE"
+    auto, more = "AutoModelForCausalLM", ""
+    command = f"rango chat --base {base} --adapter ADAPTER"
+    if labels:
+        auto, more = "AutoModelForSequenceClassification", f", num_labels={len(labels)}"
+        command = f"rango classify --base {base} --adapter ADAPTER --text TEXT"
+        numbered = ", ".join(f"{number} {_plain(label)}" for number, label in enumerate(labels))
     return f"""## Use
 
 In Rango:
@@ -196,13 +216,16 @@ base = rango.load_base_for("ADAPTER", "{base}")  # held as in training
 adapted = rango.load_adapter(base, "ADAPTER")
 ```
 
-or `rango chat --base {base} --adapter ADAPTER`. In PEFT:
+or `{command}`. In PEFT:
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "ADAPTER")
+base = {auto}.from_pretrained("{base}"{more})
+model = PeftModel.from_pretrained(base, "ADAPTER")
 ```
 
-`ADAPTER` is this folder{"" if base == model else " and `BASE` the folder of the base"}."""
+`ADAPTER` is this folder{"" if base == model else " and `BASE` the folder of the base"}.""" + (
+        f" The logits are those of: {numbered}." if labels else ""
+    )

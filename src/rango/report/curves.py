@@ -50,7 +50,7 @@ def _plots(events: Events) -> Iterable[str]:
             Series("held out", points(events, "evaluation", "loss"), colour=1),
             Series("held out, content", points(events, "evaluation", "content_loss"), colour=2),
         ],
-        y_label="nats a supervised token",
+        y_label="nats a target",
         marks=marks,
     )
     yield line_plot(
@@ -58,8 +58,10 @@ def _plots(events: Events) -> Iterable[str]:
         [
             Series("all tokens", points(events, "evaluation", "token_accuracy"), colour=1),
             Series("content", points(events, "evaluation", "content_accuracy"), colour=2),
+            Series("texts", points(events, "evaluation", "accuracy"), colour=1),
+            Series("macro F1", points(events, "evaluation", "macro_f1"), colour=2),
         ],
-        y_label="share of tokens predicted",
+        y_label="share predicted",
     )
     yield line_plot(
         "Forgetting",

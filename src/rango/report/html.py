@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,22 @@ import yaml
 from rango import __version__
 from rango.errors import DataError
 from rango.files.atomic import write_text
+from rango.report.classes import (
+    CLASS_MEASURES,
+    LABEL_COLUMNS,
+    confusion_rows,
+    is_classification,
+    label_rows,
+)
 from rango.report.curves import run_curves
 from rango.report.format import MISSING, decimal, duration, integer, percent, size
 from rango.report.page import facts, page, plots, samples_table, section, table, text, tiles
 from rango.report.proof import proof_rows, proof_verdict
 from rango.tracking.events import read_events
 
-MEASURES = (
+Measure = tuple[str, str, Callable[[float | None], str]]
+
+MEASURES: tuple[Measure, ...] = (
     ("loss, nats a token", "loss", decimal),
     ("perplexity", "perplexity", decimal),
     ("token accuracy", "token_accuracy", percent),
@@ -27,6 +36,11 @@ MEASURES = (
     ("exact match", "exact_match", percent),
 )
 """(label, key, how to write) of an evaluation's measures, in the order of every table."""
+
+
+def measures_of(evaluations: Iterable[Mapping[str, Any] | None]) -> tuple[Measure, ...]:
+    """The measures of evaluations of one kind: of a model that writes, or of a classifier."""
+    return CLASS_MEASURES if any(map(is_classification, evaluations)) else MEASURES
 
 
 def write_report(run_folder: str | Path, result: Mapping[str, Any] | None = None) -> Path:
@@ -105,6 +119,8 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     entries = [
         ("held-out loss", loss),
         ("content accuracy", percent(after.get("content_accuracy"))),
+        ("held-out accuracy", percent(after.get("accuracy"))),
+        ("macro F1", percent(after.get("macro_f1"))),
         ("forgetting, KL nats a token", decimal((result.get("forgetting") or {}).get("kl"))),
         ("trainable parameters", integer(result.get("trainable"))),
         ("of the model's parameters", percent(result.get("share"), 2)),
@@ -119,11 +135,18 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _evaluation(evaluation: Mapping[str, Any]) -> str:
     names = [name for name in ("base", "adapted") if evaluation.get(name)]
     rows = []
-    for label, key, write in MEASURES:
+    for label, key, write in measures_of(evaluation.values()):
         cells = [write((evaluation[name] or {}).get(key)) for name in names]
         if any(cell != MISSING for cell in cells):
             rows.append([label, *cells])
-    return table(["", *names], rows)
+    return table(["", *names], rows) + _labels(evaluation.get("adapted") or {})
+
+
+def _labels(evaluation: Mapping[str, Any]) -> str:
+    if not is_classification(evaluation):
+        return ""
+    columns, rows = confusion_rows(evaluation)
+    return table(LABEL_COLUMNS, label_rows(evaluation)) + (table(columns, rows) if rows else "")
 
 
 def _forgetting(values: Mapping[str, Any]) -> str:

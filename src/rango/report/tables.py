@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rango.report.classes import LABEL_COLUMNS, confusion_rows, label_rows
 from rango.report.format import MISSING, decimal, integer, percent, printable, sentence, size
-from rango.report.html import MEASURES
+from rango.report.html import measures_of
 from rango.report.page import flat
 from rango.report.proof import proof_rows, proof_verdict
 
@@ -20,12 +21,37 @@ Facts = Mapping[str, Any]
 
 def evaluation_table(results: Mapping[str, Facts]) -> Table:
     """One column a model (``{"base": …, "adapted": …}``), one row a measure that some column has:
-    loss, perplexity, token_accuracy, content_loss, content_accuracy, exact_match."""
+    loss, perplexity, token_accuracy, content_loss, content_accuracy, exact_match; of a classifier
+    loss, accuracy, macro_f1."""
     table = _table("Held-out samples", "", *results, numbers=True)
-    for label, key, write in MEASURES:
+    for label, key, write in measures_of(results.values()):
         cells = [write(result.get(key)) for result in results.values()]
         if any(cell != MISSING for cell in cells):
             table.add_row(label, *cells)
+    return table
+
+
+def labels_view(evaluation: Facts) -> RenderableType:
+    """Precision, recall and F1 by label, and which label is taken for which."""
+    scores = _table("By label", *LABEL_COLUMNS, numbers=True)
+    for row in label_rows(evaluation):
+        scores.add_row(*(Text(cell) for cell in row))
+    columns, rows = confusion_rows(evaluation)
+    if not rows:
+        return scores
+    taken = _table("Answers", *columns, numbers=True)
+    for row in rows:
+        taken.add_row(*(Text(cell) for cell in row))
+    return Group(scores, taken)
+
+
+def classified_table(found: Sequence[Facts]) -> Table:
+    """One row a text: its beginning, its label, and how likely that is."""
+    table = _table("", "text", "label", "probability", numbers=True)
+    for entry in found:
+        text = " ".join(printable(entry["text"]).split())
+        shown = text if len(text) <= 70 else f"{text[:69]}…"
+        table.add_row(Text(shown), Text(printable(entry["label"])), percent(entry["probability"]))
     return table
 
 

@@ -18,7 +18,7 @@ from rango.base.save import save_base
 from rango.data.templates.choose import save_template, template_facts
 from rango.errors import VerificationError
 from rango.evaluation.checks import READ_BACK_LIMIT
-from rango.evaluation.probe import difference, make_probe, observe, probe_ids
+from rango.evaluation.probe import difference, make_probe, observe, probe_ids, unit_of
 from rango.evaluation.proof import prove, write_proof
 from rango.files.atomic import atomic_directory
 from rango.progress import Progress
@@ -114,7 +114,7 @@ def _save_model(
     save_base(dataclasses.replace(base, fingerprint=own), working, progress=progress)
     save_template(tokenizer, working, overwrite=True)
     again = load_base(working, compute="auto" if base.compute == torch.float32 else "as stored")
-    error = difference(observe(again.model, samples), expected)
+    error = difference(observe(again.model, samples), expected, unit_of(again.model))
     facts["proof"] = {"passed": error <= READ_BACK_LIMIT, "read_back": error}
     facts["adapter_bytes"] = sum(file.stat().st_size for file in working.glob("*.safetensors"))
     path = working / FACTS

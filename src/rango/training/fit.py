@@ -12,6 +12,7 @@ from rango.base.packing import packing_probe
 from rango.data.samples import Sample
 from rango.data.tokens.pack import Packed, epoch_order
 from rango.errors import ConfigError, DataError
+from rango.evaluation.fit import check_labelled
 from rango.progress import Progress, silent
 from rango.training.checkpoint import Checkpoint, RunState
 from rango.training.config import TrainingConfig
@@ -53,6 +54,7 @@ def train_model(
     config = trainee.config
     if not samples:
         raise DataError("no samples to train on")
+    check_labelled(model.model, samples[:1])
     plan = plan_steps(config, len(samples))
     packed = packing_probe(model.model).how if packed is None else packed
     state = start.state if start else RunState()
@@ -125,7 +127,7 @@ def _trainee(model: Adapted | Base, config: TrainingConfig | None, row: int) -> 
         )
     check_training(config)
     base = model.base if isinstance(model, Adapted) else model
-    if base is not None:
+    if base is not None and base.kind != "classifier":
         check_causal(base)
     if isinstance(model, Adapted):
         return LoraTrainee(model, config, row)
@@ -134,10 +136,16 @@ def _trainee(model: Adapted | Base, config: TrainingConfig | None, row: int) -> 
 
 def check_causal(base: Base) -> None:
     """Raise ConfigError for a base that does not continue text."""
+    if base.kind == "classifier":
+        raise ConfigError(
+            f"{base.source}: a classifier (labels {', '.join(base.labels)}), which learns from "
+            "text+label data; these have no labels"
+        )
     if base.kind != "causal":
         raise ConfigError(
             f"{base.source}: an encoder ({type(base.model).__name__}), and training teaches a "
-            "model to continue text; choose a causal language model"
+            "model to continue text; choose a causal language model, or give text+label data to "
+            "train a classifier"
         )
 
 

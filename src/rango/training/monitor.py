@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -53,7 +54,8 @@ class Monitor:
         """Evaluate now; updates `state` (its best, its stop) and returns the event's values."""
         values: dict[str, Any] = {}
         if self.valid:
-            values |= dataclasses.asdict(self.evaluate(self.valid))
+            with nullcontext() if state.step else self.trainee.untrained():
+                values |= dataclasses.asdict(self.evaluate(self.valid))
         if state.recent_supervised:
             values["train_loss"] = state.recent_loss / state.recent_supervised
             if self.valid:

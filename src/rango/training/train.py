@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from rango.adapters.attach import Adapted, attach
+from rango.base.classifier import check_single_label, draw_head, stored_labels
 from rango.base.load import Base, load_base
 from rango.base.packing import Packing, packing_probe
 from rango.base.tokenizer import load_tokenizer
@@ -42,6 +44,8 @@ def train(config: RunConfig, *, resume: bool = False, progress: Progress = silen
     Full fine-tuning of a base whose type is "as stored" trains it in fp32: in bf16 most updates
     are smaller than the weights' last bit.
 
+    Data of text+label make a classifier of the base, with a head of its own if it has none.
+
     Raises OutputExistsError, ConfigError, DataError, CheckpointError, TokenizerError, TargetError
     before anything is written; then NonFiniteLossError, StorageError, KeyboardInterrupt, which
     leave a run to resume; VerificationError if what was saved does not compute what was trained.
@@ -51,9 +55,10 @@ def train(config: RunConfig, *, resume: bool = False, progress: Progress = silen
     config = _with_defaults(config)
     tokenizer = load_tokenizer(config.base.model, config.base.revision)
     tokenizer = use_template(tokenizer, config.data.chat_template)
-    samples = prepare_samples(config.data, tokenizer, progress)
+    stored = stored_labels(config.base.model, config.base.revision)
+    samples = prepare_samples(config.data, tokenizer, progress, stored=stored)
     check_measurable(config.training, bool(samples.valid), bool(samples.general))
-    base = _load(config, progress)
+    base = _load(config, samples.labels, progress)
     for some in (samples.train.samples, samples.valid, samples.general):
         check_fit(some, base.model)
     plan = plan_steps(config.training, len(samples.train.samples))
@@ -118,19 +123,23 @@ def _with_plan(config: RunConfig, plan: StepPlan) -> RunConfig:
     return replace(config, training=training)
 
 
-def _load(config: RunConfig, progress: Progress) -> Base:
+def _load(config: RunConfig, labels: Sequence[str], progress: Progress) -> Base:
     base = load_base(
         config.base.model,
         dtype=config.base.dtype,
         compute=config.base.compute,
         quantize=config.base.quantize,
         double_quant=config.base.double_quant,
+        labels=labels or None,
         revision=config.base.revision,
         cache=config.base.cache,
         cache_gb=config.base.cache_gb,
         progress=progress,
     )
-    check_causal(base)
+    if labels:
+        check_single_label(base.model, base.source)
+    else:
+        check_causal(base)
     return base
 
 
@@ -142,6 +151,7 @@ def _packing(config: RunConfig, base: Base) -> Packing:
 
 def _model(config: RunConfig, base: Base) -> Adapted | Base:
     if config.training.method == "full":
+        draw_head(base.model, config.training.seed)
         return base
     return attach(base, config.adapter, seed=config.training.seed)
 

@@ -41,6 +41,10 @@ class Trainee(Protocol):
         """Context in which the weights require gradients."""
         ...
 
+    def untrained(self) -> Any:
+        """Context, before the first step, in which the model is what training is compared with."""
+        ...
+
     def prepare(self, batch: Batch, step: int) -> Any:
         """Context of the passes over a micro-batch in step `step`."""
         ...
@@ -80,6 +84,15 @@ class LoraTrainee:
             recomputing(self.model, self.config.gradient_checkpointing),
         ):
             yield
+
+    def untrained(self) -> Any:
+        """The base alone, where the row is new: a head that the base lacks is drawn in it, and
+        answers by chance. A row that goes on learning is as it is."""
+        moved = any(
+            site.factors(self.row)[0 if site.embedding else 1].any()
+            for site in self.adapted.sites.values()
+        )
+        return nullcontext() if moved else self.adapted.disabled()
 
     @contextmanager
     def prepare(self, batch: Batch, step: int) -> Iterator[None]:
@@ -137,6 +150,10 @@ class FullTrainee:
             self.optimizer.zero_grad()
             for parameter in self._parameters.values():
                 parameter.requires_grad_(False)
+
+    def untrained(self) -> Any:
+        """As it is: nothing keeps the weights from before a step."""
+        return nullcontext()
 
     def prepare(self, batch: Batch, step: int) -> Any:
         """Nothing is needed."""

@@ -82,7 +82,7 @@ def test_labelled_texts_are_refused_and_named(make_tokenizer: Make) -> None:
     samples = Encoder(make_tokenizer("qwen-2.5")).encode(examples, faults)
     assert samples[0] is None
     assert samples[1] is not None
-    with pytest.raises(DataError, match=r"data\.jsonl:2: text with a label is for classifiers"):
+    with pytest.raises(DataError, match=r"data\.jsonl:2: a text with a label, for a classifier"):
         faults.raise_any()
 
 

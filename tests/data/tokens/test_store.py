@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,15 @@ def test_five_bytes_a_token(tmp_path):
     assert on_disk - stored.nbytes == (tmp_path / "store" / FACTS).stat().st_size
 
 
+def test_labels_take_four_bytes_a_sample_and_are_kept(tmp_path):
+    plain, labelled = some(7), [replace(sample, label=i % 3) for i, sample in enumerate(some(9))]
+    stored = write(tmp_path / "store", [*plain, *labelled], size=4)
+    assert stored.nbytes == 5 * stored.tokens + 28 * len(stored)
+    assert [sample.label for sample in stored] == [None] * 7 + [i % 3 for i in range(9)]
+    assert SampleStore.open(tmp_path / "store") == stored
+    assert digest(stored) == digest([*plain, *labelled]) != digest([*plain, *some(9)])
+
+
 def test_many_blocks_are_read_in_turn(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_BLOCK", 3)
     stored = write(tmp_path / "store", some(10), size=4)
@@ -139,10 +149,10 @@ def test_damage_is_noticed(tmp_path, name, damage):
 
 
 def test_another_format_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FORMAT", 2)
+    monkeypatch.setattr(store, "FORMAT", 3)
     write(tmp_path / "store", some())
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 2, not 1"):
+    with pytest.raises(ValueError, match="format 3, not 2"):
         SampleStore.open(tmp_path / "store")
 
 

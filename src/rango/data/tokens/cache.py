@@ -28,7 +28,7 @@ from typing import Any
 from rango.data.config import DEFAULT_CACHE_GB
 from rango.data.samples import Example
 from rango.data.templates import dates, parts, render
-from rango.data.tokens import chunk, encode
+from rango.data.tokens import chunk, encode, labelled
 from rango.data.tokens.chunk import TokenOptions
 from rango.data.tokens.store import SampleStore
 from rango.errors import OutputExistsError
@@ -39,7 +39,7 @@ from rango.files.digests import file_digest, json_digest
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{64}\..*\.tmp")
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
-_MAKING = (chunk, dates, encode, parts, render)
+_MAKING = (chunk, dates, encode, labelled, parts, render)
 """Modules whose text decides about samples: with each change of it they are made again."""
 _LOG = logging.getLogger("rango")
 
@@ -77,6 +77,8 @@ def examples_digest(examples: Iterable[Example]) -> str:
     for example in examples:
         turns = [[message.role, message.content] for message in example.messages]
         entry = [example.kind, example.origin.file, example.origin.line, turns]
+        if example.label is not None:
+            entry.append(example.label)
         state.update(json.dumps(entry).encode())
         state.update(b"\n")
     return f"sha256:{state.hexdigest()}"

@@ -23,6 +23,8 @@ class TokenOptions:
     max_length: int = 1024
     too_long: TooLong = "error"
     loss_on: LossOn = "completion"
+    labels: tuple[str, ...] = ()
+    """What texts may be labelled with, in the order of a classifier's logits."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class ChunkEncoder:
     """Encodes chunks, each for itself. Raises what Encoder raises."""
 
     def __init__(self, tokenizer: Any, options: TokenOptions) -> None:
-        self._encoder = Encoder(tokenizer, last_only=options.loss_on == "last")
+        self._encoder = Encoder(
+            tokenizer, last_only=options.loss_on == "last", labels=options.labels
+        )
         self._options = options
 
     def encode(self, examples: Sequence[Example]) -> Encoded:
@@ -52,8 +56,12 @@ class ChunkEncoder:
         fitted = _Fitted(self._options)
         samples = self._encoder.encode(examples, Faults("", skip=faults.append))
         for example, sample in zip(examples, samples, strict=True):
-            if sample is not None:
+            if sample is None:
+                continue
+            if sample.label is None:
                 fitted.take(sample, is_text=example.kind == "text")
+            else:
+                fitted.take_labelled(sample, example, self._encoder)
         return Encoded(
             examples=len(examples),
             block=Block.of(fitted.samples),
@@ -73,6 +81,19 @@ class _Fitted:
         self.refused: list[tuple[Origin, int]] = []
         self.truncated = 0
         self._options = options
+
+    def take_labelled(self, sample: Sample, example: Example, encoder: Encoder) -> None:
+        """Add a labelled sample, whole or encoded again with less of its text, or note why not."""
+        length, limit = len(sample), self._options.max_length
+        if length <= limit:
+            self.samples.append(sample)
+        elif self._options.too_long == "error":
+            self.refused.append((sample.origin, length))
+        elif self._options.too_long == "skip":
+            self.skipped.append((sample.origin, f"{length} tokens, over the limit of {limit}"))
+        else:
+            self.samples.append(encoder.shortened(example, limit))
+            self.truncated += 1
 
     def take(self, sample: Sample, *, is_text: bool) -> None:
         """Add a sample, or note why not."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress, count
 from typing import Any
@@ -20,33 +20,38 @@ from tokenizers import Encoding
 from rango.data.faults import Faults
 from rango.data.samples import Example, Origin, Sample
 from rango.data.templates.render import Rendered, Renderer, Turn
-from rango.errors import DataError, TokenizerError
+from rango.data.tokens.labelled import Labeller
+from rango.errors import ConfigError, DataError, TokenizerError
 
-_LEARNT = ("chat", "completion", "text")
+_WRITTEN = ("chat", "completion", "text")
 _NOT_LEARNT = (
-    "text with a label is for classifiers; a model that writes learns from messages, from a prompt "
-    "and its completion, or from text alone"
+    "a text with a label, for a classifier, among data for a model that writes; keep the two apart "
+    "(in Python, tokenize takes the labels)"
 )
+_UNLABELLED = "has no label, and a classifier learns from text+label alone; keep the two apart"
 
 
 class Encoder:
     """A tokenizer, and what examples need to know of it.
 
     last_only: of a conversation only the last answer is learnt, not every one.
-    Raises TokenizerError where it has no offsets or no end token, and, when chat examples are
-    encoded, where it has no chat template.
+    labels: what classifiers' data may have; with them nothing else is learnt.
+    Raises TokenizerError where it has no offsets or no end token (labels need neither), and, when
+    chat examples are encoded, where it has no chat template.
     """
 
-    def __init__(self, tokenizer: Any, *, last_only: bool = False) -> None:
-        if not tokenizer.is_fast:
+    def __init__(
+        self, tokenizer: Any, *, last_only: bool = False, labels: Sequence[str] = ()
+    ) -> None:
+        if not tokenizer.is_fast and not labels:
             raise TokenizerError(
                 "the tokenizer gives no character offsets; use one with a tokenizer.json"
             )
-        if tokenizer.eos_token_id is None:
+        if tokenizer.eos_token_id is None and not labels:
             raise TokenizerError("the tokenizer has no end token; set eos_token in its files")
         self._tokenizer = tokenizer
         self._last_only = last_only
-        self._end = int(tokenizer.eos_token_id)
+        self._end = tokenizer.eos_token_id
         self._unknown = tokenizer.unk_token_id
         # some vocabularies hold runs of white space as added tokens, which mark nothing
         added = tokenizer.added_tokens_decoder.items()
@@ -62,6 +67,7 @@ class Encoder:
         self._markers = self._named | worded - unknown
         self._opening = opening(tokenizer)
         self._renderer: Renderer | None = None
+        self._labeller = Labeller(tokenizer, labels) if labels else None
 
     def ends_turn(self, sample: Sample) -> int:
         """The token that ends the last answer of a chat sample."""
@@ -70,17 +76,28 @@ class Encoder:
 
     def encode(self, examples: Sequence[Example], faults: Faults) -> list[Sample | None]:
         """A sample for each example, None for one whose fault was noted."""
+        kinds = ("labelled",) if self._labeller else _WRITTEN
         for example in examples:
-            if example.kind not in _LEARNT:
-                faults.add(DataError(f"{example.origin}: {_NOT_LEARNT}"))
+            if example.kind not in kinds:
+                reason = _UNLABELLED if self._labeller else _NOT_LEARNT
+                faults.add(DataError(f"{example.origin}: {reason}"))
         samples: list[Sample | None] = [None] * len(examples)
+        ways: dict[str, Callable[[Sequence[Example], Faults], list[Sample | None]]]
         ways = {"chat": self._chats, "completion": self._pairs, "text": self._texts}
+        if self._labeller:
+            ways = {"labelled": self._labeller.encode}
         for kind, encode in ways.items():
             places = [i for i, example in enumerate(examples) if example.kind == kind]
             made = encode([examples[i] for i in places], faults) if places else []
             for place, sample in zip(places, made, strict=True):
                 samples[place] = sample
         return samples
+
+    def shortened(self, example: Example, limit: int) -> Sample:
+        """A labelled example's sample, its text cut so that it has at most `limit` tokens."""
+        if self._labeller is None:
+            raise ConfigError("only labelled texts are cut before their last token")
+        return self._labeller.shortened(example, limit)
 
     def _chats(self, examples: Sequence[Example], faults: Faults) -> list[Sample | None]:
         """Conversations through the chat template."""

@@ -128,6 +128,7 @@ def collate(
     """The tensors of one micro-batch, as samples.Batch says; `indices` are places in `samples`.
 
     The target at a position is the next token of the same sample, where that one is supervised.
+    Of a labelled sample the target is its label, at its last token; such samples are padded.
     "masked": attention_mask is bool (1, 1, S, S), true where the row's token sees the column's.
     """
     chosen = [_arrays(samples, index) for index in indices]
@@ -152,6 +153,11 @@ def collate(
         owner[row, span] = place
         targets[row, predicting] = np.where(learnt, tokens, IGNORED)[1:]
         content[row, predicting] = (answer & learnt)[1:]
+        label = label_of(samples, indices[place])
+        if label is not None:
+            if packed:
+                raise ConfigError("labelled samples have no place in packed rows; set packed=False")
+            targets[row, len(tokens) - 1] = label
     mask = None
     if packed == "masked":
         mask = np.tril(owner[:, :, None] == owner[:, None, :])[:, None]
@@ -168,6 +174,11 @@ def collate(
         tokens=sum(lengths),
         supervised=int((targets != IGNORED).sum()),
     )
+
+
+def label_of(samples: Sequence[Sample], index: int) -> int | None:
+    """The number of a sample's label, without reading its tokens; None without one."""
+    return samples.label(index) if isinstance(samples, SampleStore) else samples[index].label
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:

@@ -4,6 +4,7 @@
     FOLDER/flags       a byte a token: 1 supervised, 2 content
     FOLDER/ends        int64 a sample: where it ends among the tokens
     FOLDER/origins     two int64 a sample: which source file, and its line there
+    FOLDER/labels      int32 a sample: the number of its label, or -1; empty if none has one
     FOLDER/store.json  the source files, counts, and the digest of each of these files
 
 All numbers are little-endian. What is mapped is the system's to take back at any time.
@@ -30,11 +31,12 @@ from rango.files.atomic import storage_errors
 from rango.files.digests import file_digest, json_digest
 
 FACTS = "store.json"
-FORMAT = 1
+FORMAT = 2
 """Counts up when the files change."""
 
 _SUPERVISED, _CONTENT = 1, 2
-_TYPES = {"ids": "<i4", "flags": "|u1", "ends": "<i8", "origins": "<i8"}
+_TYPES = {"ids": "<i4", "flags": "|u1", "ends": "<i8", "origins": "<i8", "labels": "<i4"}
+_UNLABELLED = -1
 _BLOCK = 4096
 """Samples read at once where all of them are."""
 
@@ -52,6 +54,8 @@ class Block:
     origins: NDArray[np.int64]
     """(N, 2): index into `files`, line."""
     files: tuple[str, ...]
+    labels: NDArray[np.int32]
+    """(N,): -1 for a sample without one."""
 
     @staticmethod
     def of(samples: Sequence[Sample]) -> Block:
@@ -76,11 +80,14 @@ class Block:
             lengths=lengths,
             origins=np.array(origins, dtype=np.int64).reshape(-1, 2),
             files=tuple(files),
+            labels=np.array(
+                [_UNLABELLED if s.label is None else s.label for s in samples], dtype=np.int32
+            ),
         )
 
     def digested(self) -> bytes:
         """What the digest of samples reads: of each its length (int64), its token ids (int32), and
-        the two masks (a byte a token)."""
+        the two masks (a byte a token), and its label (int32) where it has one."""
         ids = self.ids.astype("<i4").tobytes()
         lengths = self.lengths.astype("<i8").tobytes()
         supervised = (self.flags & _SUPERVISED != 0).tobytes()
@@ -93,6 +100,8 @@ class Block:
             parts.append(ids[4 * begin : 4 * end])
             parts.append(supervised[begin:end])
             parts.append(content[begin:end])
+            if self.labels[place] != _UNLABELLED:
+                parts.append(self.labels[place].astype("<i4").tobytes())
             begin = end
         return b"".join(parts)
 
@@ -109,7 +118,7 @@ class SampleStore(Sequence[Sample]):
         self.tokens: int = facts["tokens"]
         """Tokens of all samples."""
         self.supervised: int = facts["supervised"]
-        """Tokens that the loss counts."""
+        """Tokens, or labels, that the loss counts."""
         self.highest: int = facts["highest"]
         """Largest token id."""
         self.notes: dict[str, Any] = facts["notes"]
@@ -118,6 +127,7 @@ class SampleStore(Sequence[Sample]):
         self._flags = _mapped(folder, "flags")
         self._ends = _mapped(folder, "ends")
         self._origins = _mapped(folder, "origins").reshape(-1, 2)
+        self._labels = _mapped(folder, "labels")
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -137,7 +147,7 @@ class SampleStore(Sequence[Sample]):
     @property
     def nbytes(self) -> int:
         """Bytes on disk, store.json left out."""
-        arrays = (self._ids, self._flags, self._ends, self._origins)
+        arrays = (self._ids, self._flags, self._ends, self._origins, self._labels)
         return sum(array.nbytes for array in arrays)
 
     @cached_property
@@ -156,6 +166,11 @@ class SampleStore(Sequence[Sample]):
         flags = self._flags[span]
         return self._ids[span], flags & _SUPERVISED != 0, flags & _CONTENT != 0
 
+    def label(self, index: int) -> int | None:
+        """The number of a sample's label."""
+        found = int(self._labels[index]) if len(self._labels) else _UNLABELLED
+        return None if found == _UNLABELLED else found
+
     def blocks(self) -> Iterator[Block]:
         """All samples, a few thousand at once."""
         for first in range(0, len(self), _BLOCK):
@@ -168,6 +183,7 @@ class SampleStore(Sequence[Sample]):
                 self.lengths[some],
                 self._origins[some],
                 self._sources,
+                self._labels[some] if len(self._labels) else _unlabelled(len(self.lengths[some])),
             )
 
     def __len__(self) -> int:
@@ -203,6 +219,7 @@ class SampleStore(Sequence[Sample]):
             tuple(supervised.tolist()),
             tuple(content.tolist()),
             Origin(self._sources[source], line),
+            self.label(place),
         )
 
 
@@ -221,6 +238,7 @@ class StoreWriter:
         self._sources: dict[str, int] = {}
         self._supervised = 0
         self._highest = -1
+        self._labelled = False
 
     def __enter__(self) -> Self:
         with storage_errors(self._folder):
@@ -247,11 +265,20 @@ class StoreWriter:
         origins[:, 0] = np.array(known, dtype=np.int64)[origins[:, 0]]
         ends = self.tokens + np.cumsum(block.lengths)
         self._write(ids=block.ids, flags=block.flags, ends=ends, origins=origins)
+        self._add_labels(block.labels)
         self._digest.update(block.digested())
         self.samples += len(block.lengths)
         self.tokens += len(block.ids)
         self._supervised += int(np.count_nonzero(block.flags & _SUPERVISED))
+        self._supervised += int(np.count_nonzero(block.labels != _UNLABELLED))
         self._highest = max(self._highest, int(block.ids.max()))
+
+    def _add_labels(self, labels: NDArray[np.int32]) -> None:
+        """The first labelled block brings those before it along."""
+        if self._labelled or np.any(labels != _UNLABELLED):
+            before = 0 if self._labelled else self.samples
+            self._write(labels=np.concatenate([_unlabelled(before), labels]))
+            self._labelled = True
 
     def finish(self, notes: dict[str, Any]) -> SampleStore:
         """Close, note beside the samples what is given (JSON values), and open them."""
@@ -279,6 +306,10 @@ class StoreWriter:
                 data = values.astype(_TYPES[name]).tobytes()
                 self._hashes[name].update(data)
                 self._files[name].write(data)
+
+
+def _unlabelled(count: int) -> NDArray[np.int32]:
+    return np.full(count, _UNLABELLED, dtype=np.int32)
 
 
 def _mapped(folder: Path, name: str) -> NDArray[Any]:

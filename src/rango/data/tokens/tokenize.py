@@ -5,7 +5,7 @@ last) is learnt up to its end-of-turn token. Prompt/completion entries are the t
 those of the completion, and the end token. Plain text is learnt whole, with the end token; what is
 longer than the limit goes on in further windows, each starting with the last token of the one
 before, so that every token is learnt once. The first token of a sample is never supervised: nothing
-predicts it.
+predicts it. A labelled text is the tokenizer's own framing of it, and its label's number.
 
 Examples are taken a few hundred at a time and their samples written to disk, so that neither has to
 fit into memory.
@@ -57,7 +57,7 @@ class Tokenized:
 
     @property
     def supervised(self) -> int:
-        """Tokens that the loss counts."""
+        """Tokens, or labels, that the loss counts."""
         return self.samples.supervised
 
 
@@ -68,6 +68,7 @@ def tokenize(
     max_length: int = 1024,
     too_long: TooLong = "error",
     loss_on: LossOn = "completion",
+    labels: Sequence[str] = (),
     workers: int | None = None,
     total: int | Callable[[], int] | None = None,
     cache: bool | str | Path = False,
@@ -79,6 +80,7 @@ def tokenize(
 ) -> Tokenized:
     """The examples as samples of at most `max_length` tokens.
 
+    labels: of text+label data, in the order of the classifier's logits; loss_on then says nothing.
     workers: processes to share the work among; None for one a core where that pays, 1 for this one
     alone. The result does not depend on it.
     total: how many examples an iterator has, for progress, if that is known, or what tells it:
@@ -102,7 +104,7 @@ def tokenize(
         if not examples:
             raise DataError("no samples to tokenize")
         total = len(examples)
-    options = TokenOptions(max_length, too_long, loss_on)
+    options = TokenOptions(max_length, too_long, loss_on, tuple(labels))
 
     def write(folder: Path) -> SampleStore:
         return _write(examples, tokenizer, options, folder, workers, total, skip, progress)
@@ -148,7 +150,8 @@ def end_of_turn_ids(tokenizer: Any) -> set[int]:
 
 def digest(samples: Iterable[Sample]) -> str:
     """Digest of what is learnt, ``sha256:<hex>``: per sample its length (int64), its token ids
-    (int32) and the two masks (a byte a token), all little-endian."""
+    (int32), the two masks (a byte a token) and its label if it has one (int32), all
+    little-endian."""
     if isinstance(samples, SampleStore):
         blocks: Iterable[Block] = samples.blocks()
     else:

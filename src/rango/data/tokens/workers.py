@@ -231,6 +231,7 @@ def _written(chunk: Sequence[Example]) -> bytes:
             example.origin.file,
             example.origin.line,
             [[message.role, message.content] for message in example.messages],
+            example.label,
         ]
         for example in chunk
     ]
@@ -239,8 +240,13 @@ def _written(chunk: Sequence[Example]) -> bytes:
 
 def _examples(frame: bytes) -> list[Example]:
     return [
-        Example(kind, tuple(Message(role, content) for role, content in turns), Origin(file, line))
-        for kind, file, line, turns in json.loads(frame)
+        Example(
+            kind,
+            tuple(Message(role, content) for role, content in turns),
+            Origin(file, line),
+            label,
+        )
+        for kind, file, line, turns, label in json.loads(frame)
     ]
 
 
@@ -260,7 +266,7 @@ def _text_of(encoded: Encoded) -> bytes:
 
 
 def _arrays_of(block: Block) -> bytes:
-    arrays = (block.lengths, block.origins, block.ids, block.flags)
+    arrays = (block.lengths, block.origins, block.ids, block.labels, block.flags)
     return b"".join(array.tobytes() for array in arrays)
 
 
@@ -269,13 +275,15 @@ def _read(text: bytes, arrays: bytes) -> Encoded:
     tokens, samples = values["tokens"], values["samples"]
     numbers = np.frombuffer(arrays, np.int64, 3 * samples)
     ids = np.frombuffer(arrays, np.int32, tokens, 24 * samples)
-    flags = np.frombuffer(arrays, np.uint8, tokens, 24 * samples + 4 * tokens)
+    labels = np.frombuffer(arrays, np.int32, samples, 24 * samples + 4 * tokens)
+    flags = np.frombuffer(arrays, np.uint8, tokens, 28 * samples + 4 * tokens)
     block = Block(
         ids=ids,
         flags=flags,
         lengths=numbers[:samples],
         origins=numbers[samples:].reshape(-1, 2),
         files=tuple(values["files"]),
+        labels=labels,
     )
     return Encoded(
         examples=values["examples"],
@@ -299,7 +307,9 @@ def _serve() -> None:
     tokenizer = AutoTokenizer.from_pretrained(
         setup["tokenizer"], trust_remote_code=False, local_files_only=True
     )
-    encoder = ChunkEncoder(tokenizer, TokenOptions(**setup["options"]))
+    options = setup["options"]
+    options["labels"] = tuple(options["labels"])
+    encoder = ChunkEncoder(tokenizer, TokenOptions(**options))
     _send(target, json.dumps(tokenizer_digest(tokenizer)).encode())
     while True:
         encoded = encoder.encode(_examples(_received(source)))
