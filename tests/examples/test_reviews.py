@@ -44,7 +44,7 @@ def encoder() -> Path:
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the first lines of both files."""
     folder = tmp_path_factory.mktemp("reviews")
-    for name, count in (("train.csv", 240), ("test.csv", 150)):
+    for name, count in (("train.csv", 240), ("test.csv", 200)):
         lines = (FOLDER / name).read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / name).write_text("".join(lines[: count + 1]), encoding="utf-8")
     return folder
@@ -96,7 +96,7 @@ def test_the_adapter_beats_the_frozen_features(
             base=rango.BaseConfig(str(encoder), quantize=quantize),
             data=rango.DataConfig(str(few / "train.csv"), valid=str(few / "test.csv")),
             output=str(tmp_path / "run"),
-            training=rango.TrainingConfig(epochs=1.5, learning_rate=1.5e-3, eval_every=30),
+            training=rango.TrainingConfig(epochs=2, learning_rate=1e-3, eval_every=30),
         )
     )
     assert frozen > 0.6
