@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace, speed: dict[str, Any], findings: Findin
 
 def _run(options: argparse.Namespace, speed: dict[str, Any], findings: Findings) -> None:
     shape = SHAPES[options.shape]
-    count = options.samples or (32 if options.quick else 1000)
+    count = options.samples or (20 if options.quick else 1000)
     texts = job_texts(shape.vocabulary, count)
     with tempfile.TemporaryDirectory(prefix="rango-bench-") as folder:
         apart("shapes:write_checkpoint", shape.name, folder)

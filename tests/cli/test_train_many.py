@@ -106,6 +106,7 @@ def test_what_makes_no_sense(
         ({"adapter": {"rr": 1}}, "job ann: unknown key 'adapter.rr'; nearest: adapter.r"),
         ({"training": {"epochs": "many"}}, "job ann: training.epochs: expected"),
         ({"data": {}}, "job ann: data.train: expected a file"),
+        ({"name": None}, "has no name"),
     ],
 )
 def test_a_job_that_makes_no_sense(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +15,7 @@ from rich.text import Text
 from rango.cli.progress import ProgressBars
 from rango.report.format import duration, printable
 from rango.training.many.fleet import Fleet
+from rango.training.many.job import Job
 
 _REFRESH = 0.5
 _AROUND = 8
@@ -29,6 +31,8 @@ class FleetView:
         self._live: Live | None = None
         self._drawn = 0.0
         self._began: tuple[float, float] | None = None
+        self._seen: dict[str, tuple[float, int]] = {}
+        """When each job was first seen, and at which step."""
 
     def __enter__(self) -> FleetView:
         return self
@@ -66,7 +70,15 @@ class FleetView:
 
     def _drawing(self, fleet: Fleet, now: float) -> RenderableType:
         room = max(3, self._console.height - _AROUND)
-        return Group(jobs_in_training(fleet, room), Text(self._summary(fleet, now), style="dim"))
+        left = {name: self._left(job, now) for name, job in fleet.jobs.items()}
+        table = jobs_in_training(fleet, left, room)
+        return Group(table, Text(self._summary(fleet, now), style="dim"))
+
+    def _left(self, job: Job, now: float) -> float | None:
+        """Seconds until the job is done, as fast as it has come along among the others."""
+        step, total = job.run.state.step, job.run.plan.total
+        began, first = self._seen.setdefault(job.name, (now, step))
+        return (now - began) / (step - first) * (total - step) if step > first else None
 
     def _summary(self, fleet: Fleet, now: float) -> str:
         done = len(fleet.outcomes) + sum(
@@ -87,23 +99,22 @@ class FleetView:
         return ", ".join(words)
 
 
-def jobs_in_training(fleet: Fleet, room: int) -> Table:
-    """A row for each job that trains, at most `room`."""
+def jobs_in_training(fleet: Fleet, left: Mapping[str, float | None], room: int) -> Table:
+    """A row for each job that trains, at most `room`, with the seconds that it has left."""
     table = Table(box=None, pad_edge=False)
     for name in ("job", "step", "loss", "held out", "rate", "time left"):
         table.add_column(name, justify="left" if name == "job" else "right")
     jobs = list(fleet.jobs.values())
     for job in jobs[:room]:
         state, plan = job.run.state, job.run.plan
-        recent = state.recent_loss / state.recent_supervised if state.recent_supervised else None
-        left = state.seconds / state.step * (plan.total - state.step) if state.step else None
+        seconds = left.get(job.name)
         table.add_row(
             printable(job.name),
             f"{state.step}/{plan.total}",
-            "" if recent is None else f"{recent:.4f}",
+            "" if job.loss is None else f"{job.loss:.4f}",
             "" if state.best_loss is None else f"{state.best_loss:.4f}",
             f"{plan.rate(max(0, state.step - 1)):.1e}",
-            "" if left is None else duration(left),
+            "" if seconds is None else duration(seconds),
         )
     if len(jobs) > room:
         table.add_row(f"and {len(jobs) - room} more")

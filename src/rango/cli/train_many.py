@@ -26,7 +26,7 @@ from rango.cli.parsing import (
 from rango.data.config import DataConfig
 from rango.errors import ConfigError, JobsFailedError
 from rango.training.config import TrainingConfig
-from rango.training.many.config import JobConfig, ManyConfig
+from rango.training.many.config import SHARED, JobConfig, ManyConfig
 from rango.training.many.files import Values, overlaid, read_many
 from rango.training.many.train import ManyResult
 
@@ -43,9 +43,6 @@ EXAMPLE = """\
   rango train customers/ --base.model BASE --adapter.r 8 --output runs/customers
   rango train many.yaml --output runs/many"""
 
-_SHARED = ("micro_tokens", "gradient_checkpointing", "checkpoint_every", "keep_checkpoints")
-"""Of a run's options, those that are not a job's."""
-
 
 def parser() -> ArgumentParser:
     """The flags of `rango train JOBS`."""
@@ -61,7 +58,7 @@ def parser() -> ArgumentParser:
     made.add_class_arguments(ManyConfig, skip={"base", "jobs", "output"})
     made.add_class_arguments(LoraConfig, "adapter")
     made.add_class_arguments(DataConfig, "data", skip={"train"})
-    made.add_class_arguments(TrainingConfig, "training", skip={*_SHARED})
+    made.add_class_arguments(TrainingConfig, "training", skip={*SHARED})
     return made
 
 
@@ -105,6 +102,8 @@ def _config(written: Values, given: Values) -> ManyConfig:
         plain = {key: value for key, value in job.items() if key != "name"}
         data = dict(plain.pop("data", None) or {})
         train = data.pop("train", None)
+        if job.get("name") is None:
+            raise ConfigError(f"a job over {train} has no name; give it one")
         if not isinstance(train, str):
             raise ConfigError(
                 f"job {job.get('name')}: data.train: expected a file, found {train!r}"

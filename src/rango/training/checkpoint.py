@@ -51,9 +51,11 @@ class Origins:
         if self.data != now.data:
             differences.append(f"the samples: {self.data} then, {now.data} now")
         if differences:
+            more = f"; and {len(differences) - 10} more" if len(differences) > 10 else ""
             raise ConfigError(
                 f"{where}: this run was started differently, so it cannot be continued: "
-                + "; ".join(differences)
+                + "; ".join(differences[:10])
+                + more
                 + ". Resume with what it was started with, or choose another output folder"
             )
 

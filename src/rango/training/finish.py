@@ -14,6 +14,7 @@ from torch import Tensor
 from rango.adapters.attach import Adapted
 from rango.adapters.files import CARD, FACTS, TENSORS, save_adapter
 from rango.base.load import Base, base_from_model, load_base
+from rango.base.roles import Uncovered
 from rango.base.save import save_base
 from rango.data.templates.choose import save_template, template_facts
 from rango.errors import VerificationError
@@ -131,10 +132,20 @@ def _save_model(
 
 
 def run_facts(
-    config: RunConfig, model: Adapted | Base, tokenizer: Any, samples: Samples, trained: Trained
+    config: RunConfig,
+    model: Adapted | Base,
+    tokenizer: Any,
+    samples: Samples,
+    trained: Trained,
+    uncovered: list[Uncovered] | None = None,
 ) -> Values:
-    """What rango.json, result.json, the card and the report tell, the proof left out."""
+    """What rango.json, result.json, the card and the report tell, the proof left out.
+
+    uncovered: what the adapter leaves as it is; by default what all rows of the bank do.
+    """
     base = model.base if isinstance(model, Adapted) else model
+    if uncovered is None:
+        uncovered = model.uncovered if isinstance(model, Adapted) else []
     facts: Values = {
         "rango_version": version("rango"),
         "data": samples.facts(config.data),
@@ -152,7 +163,7 @@ def run_facts(
         "evaluation": {"base": trained.base, "adapted": trained.adapted},
         "train_loss": trained.train_loss,
         "gap": trained.gap,
-        "limits": _limits(model, samples, trained),
+        "limits": _limits(uncovered, samples, trained),
         "chat_template": template_facts(tokenizer),
     }
     if base is not None:
@@ -168,7 +179,7 @@ def run_facts(
         }
     if isinstance(model, Adapted):
         facts["adapter"] = dataclasses.asdict(config.adapter)
-        facts["uncovered"] = [dataclasses.asdict(weight) for weight in model.uncovered]
+        facts["uncovered"] = [dataclasses.asdict(weight) for weight in uncovered]
     if "kl" in trained.adapted:
         facts["forgetting"] = {
             "base_loss": trained.adapted["general_base_loss"],
@@ -179,7 +190,7 @@ def run_facts(
     return facts
 
 
-def _limits(model: Adapted | Base, samples: Samples, trained: Trained) -> list[str]:
+def _limits(uncovered: list[Uncovered], samples: Samples, trained: Trained) -> list[str]:
     """What a reader should know before trusting the figures, as sentences."""
     limits = []
     held_out = len(samples.valid)
@@ -197,8 +208,8 @@ def _limits(model: Adapted | Base, samples: Samples, trained: Trained) -> list[s
         limits.append(f"{len(samples.bad)} entries of the data could not be used; see {SKIPPED}.")
     if samples.train.truncated:
         limits.append(f"{samples.train.truncated} training samples were cut to the limit.")
-    if isinstance(model, Adapted) and model.uncovered:
-        names = [weight.name for weight in model.uncovered]
+    if uncovered:
+        names = [weight.name for weight in uncovered]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         limits.append(f"Not adapted: {', '.join(names[:5])}{more}.")
     return limits

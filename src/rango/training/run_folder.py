@@ -41,11 +41,13 @@ _FREE = (
 
 
 class RunFolder:
-    """Paths of a run."""
+    """Paths of a run; `many`: of one of many jobs."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, many: bool = False) -> None:
+        self.path, self.many = Path(path), many
         self.checkpoints = self.path / "checkpoints"
+        self.snapshots = self.path / "snapshots"
+        """Of a run of many jobs."""
         self.result = self.path / _RESULT
 
     def check(self, resume: bool) -> None:
@@ -62,6 +64,11 @@ class RunFolder:
             )
         if not self.path.exists():
             raise ConfigError(f"{self.path}: nothing to resume: no such folder; check the output")
+        if (
+            "jobs" in (yaml.safe_load((self.path / _CONFIG).read_text("utf-8")) or {})
+        ) != self.many:
+            other = "a run of one job" if self.many else "a run of many jobs"
+            raise ConfigError(f"{self.path}: the folder of {other}; choose another output")
         if self.result.exists():
             raise OutputExistsError(
                 f"{self.path}: this run is finished, so there is nothing to resume; choose another "
@@ -79,14 +86,15 @@ class RunFolder:
                 (working / _CONFIG).write_text(text, encoding="utf-8")
         with EventLog(self.path / _EVENTS) as log:
             self._sweep()
-            if resume and not any(self.checkpoints.glob("step-*")):
+            saved = (*self.checkpoints.glob("step-*"), *self.snapshots.glob("round-*"))
+            if resume and not saved:
                 # nothing to go on from: it starts anew, and this is its config
                 write_text(self.path / _CONFIG, text, overwrite=True)
             yield log
 
     def _sweep(self) -> None:
         """Remove what a killed process had not committed yet; put back what it was replacing."""
-        for folder in (self.path, self.checkpoints):
+        for folder in (self.path, self.checkpoints, self.snapshots):
             for retired in folder.glob(".*.old"):
                 for kept in retired.iterdir():
                     if not (folder / kept.name).exists():

@@ -69,6 +69,21 @@ jobs:
         ]
 
 
+def test_only_what_lies_beside_the_file_is_a_path(home: Path) -> None:
+    (home / "chat.jinja").write_text("x")
+    path = write(
+        home,
+        """
+jobs:
+  - {name: a, data: {train: owner/name, chat_template: chatml}}
+  - {name: b, data: {train: special.jsonl, chat_template: chat.jinja}}
+""",
+    )
+    first, second = (job["data"] for job in read_many(path)["jobs"])
+    assert first == {"train": "owner/name", "chat_template": "chatml"}
+    assert second["chat_template"] == str(home / "chat.jinja")
+
+
 def test_a_name_of_the_hub_stays(home: Path) -> None:
     path = write(home, "base: {model: org/model}\njobs: [{name: a, data: {train: special.jsonl}}]")
     assert read_many(path)["base"]["model"] == "org/model"
@@ -85,6 +100,7 @@ def test_a_name_of_the_hub_stays(home: Path) -> None:
         ("- 3", "the file: expected keys and values"),
         ("a: [", "not YAML"),
         ("defaults: 3", "defaults: expected keys and values"),
+        ("jobs: [{name: a, data: x.jsonl}]", "data: expected keys and values"),
     ],
 )
 def test_what_is_not_known(home: Path, text: str, expected: str) -> None:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pickle
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,7 +125,7 @@ def test_a_job_that_diverges_ends_alone(config: Callable[..., ManyConfig]) -> No
     assert not (Path(wild.output) / "jobs/bob/adapter").exists()
 
 
-def test_rows_are_used_again_and_rounds_are_full(config: Callable[..., ManyConfig]) -> None:
+def test_rows_are_used_again(config: Callable[..., ManyConfig]) -> None:
     seen: list[tuple[list[str], list[int]]] = []
 
     def watch(fleet: fleets.Fleet) -> None:
@@ -130,6 +135,8 @@ def test_rows_are_used_again_and_rounds_are_full(config: Callable[..., ManyConfi
     assert result.failed == {}
     assert all(len(rows) == len(set(rows)) <= 2 and max(rows, default=0) < 2 for _, rows in seen)
     assert {tuple(names) for names, _ in seen} >= {("ann",), ("ann", "bob"), ()}
+    rows = {name: row for names, rows in seen for name, row in zip(names, rows, strict=True)}
+    assert rows["cat"] in (rows["ann"], rows["bob"])
 
 
 def test_what_cannot_be_used_is_told_of_and_the_others_train(
@@ -165,6 +172,10 @@ def test_early_stopping_is_each_jobs_own(config: Callable[..., ManyConfig]) -> N
         ({"snapshot_seconds": 0}, "snapshot_seconds"),
         ({"name": "../x"}, "adapter name '../x'"),
         ({"name": "ANN"}, "twice"),
+        ({"name": "ann"}, "twice"),
+        ({"training": TrainingConfig(epochs=0)}, "job bob: training.epochs"),
+        ({"training": TrainingConfig(micro_tokens=9)}, "micro_tokens is the whole run's"),
+        ({"adapter": LoraConfig(modules_to_save=["lm_head"])}, "modules_to_save"),
         ({"training": TrainingConfig(method="full")}, "job bob: training.method full"),
         ({"data": DataConfig("-")}, "standard input"),
     ],
@@ -173,7 +184,7 @@ def test_what_makes_no_sense(
     config: Callable[..., ManyConfig], change: dict[str, Any], expected: str
 ) -> None:
     many = config()
-    if change.keys() <= {"name", "training", "data"}:
+    if change.keys() <= {"name", "training", "data", "adapter"}:
         many.jobs[1] = dataclasses.replace(many.jobs[1], **change)
     else:
         many = dataclasses.replace(many, **change)
@@ -188,6 +199,42 @@ def test_targets_are_checked_before_anything_is_written(config: Callable[..., Ma
     with pytest.raises(TargetError, match="q_prij"):
         train_many(many)
     assert not Path(many.output).exists()
+
+
+def test_a_head_is_refused(config: Callable[..., ManyConfig]) -> None:
+    many = config()
+    many.jobs[3] = dataclasses.replace(many.jobs[3], adapter=LoraConfig(target_modules=["lm_head"]))
+    with pytest.raises(TargetError, match="the head sees only some tokens"):
+        train_many(many)
+    assert not Path(many.output).exists()
+
+
+def test_labels_are_not_learnt_beside_text(
+    config: Callable[..., ManyConfig], tmp_path: Path
+) -> None:
+    many = config()
+    lines = "".join(f'{{"text": "one two {i % 3}", "label": "l{i % 2}"}}\n' for i in range(9))
+    (tmp_path / "labelled.jsonl").write_text(lines)
+    data = DataConfig(str(tmp_path / "labelled.jsonl"), valid_share=0)
+    many.jobs[1] = dataclasses.replace(many.jobs[1], data=data)
+    result = train_many(many)
+    assert list(result.failed) == ["bob"]
+    assert "label" in result.failed["bob"]
+
+
+def test_each_card_tells_of_its_own_job(config: Callable[..., ManyConfig]) -> None:
+    many = config()
+    plain = dataclasses.replace(many.jobs[3].training, learning_rate=None)
+    many.jobs[3] = dataclasses.replace(many.jobs[3], training=plain)
+    train_many(many)
+    facts = {
+        name: json.loads((Path(many.output) / "jobs" / name / "result.json").read_text())
+        for name in ("ann", "bob", "dan")
+    }
+    assert any("mlp" in weight["name"] for weight in facts["bob"]["uncovered"])
+    assert not any("mlp" in weight["name"] for weight in facts["ann"]["uncovered"])
+    assert facts["dan"]["training"]["learning_rate"] == 2e-4
+    assert facts["dan"]["training"]["eval_every"] is not None
 
 
 class Stop(Exception):
@@ -232,6 +279,53 @@ def test_going_on_gives_the_same_bytes(
         train_many(many, resume=True)
 
 
+def test_being_asked_to_stop_saves_and_going_on_gives_the_same_bytes(
+    config: Callable[..., ManyConfig],
+) -> None:
+    whole = config("whole")
+    train_many(whole)
+    many, asked = config("asked"), 0
+
+    def watch(fleet: fleets.Fleet) -> None:
+        nonlocal asked
+        if fleet.round in (2, 5) and asked < fleet.round:
+            asked = fleet.round
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt, match="--resume"):
+            train_many(many, resume=resume, watch=watch)
+    train_many(many, resume=True, watch=watch)
+    assert adapters(many.output) == adapters(whole.output)
+
+
+def test_a_killed_run_goes_on(config: Callable[..., ManyConfig], tmp_path: Path) -> None:
+    """Killed between snapshots, with jobs that began or ended since the last one."""
+    whole = config("whole")
+    train_many(whole)
+    many = config("killed")
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import pickle, sys, os, signal, torch\n"
+        "from rango.training.many.train import train_many\n"
+        "torch.set_num_threads(1)\n"
+        "config, stop = pickle.load(open(sys.argv[1], 'rb')), int(sys.argv[2])\n"
+        "def watch(fleet):\n"
+        "    if fleet.round % 4 == 3: fleet._save()\n"
+        "    if fleet.round >= stop: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train_many(config, resume=stop > 2, watch=watch)\n"
+    )
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(many))
+    for stop in (2, 9, 14):
+        command = [sys.executable, str(script), str(tmp_path / "config.pickle"), str(stop)]
+        assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+        (Path(many.output) / "snapshots").mkdir(exist_ok=True)
+        (Path(many.output) / "snapshots" / ".round-00000099.tmp").mkdir()
+    train_many(many, resume=True)
+    assert adapters(many.output) == adapters(whole.output)
+    assert not (Path(many.output) / "snapshots").exists()
+
+
 def test_going_on_with_something_else_is_refused(config: Callable[..., ManyConfig]) -> None:
     many = config(snapshot_seconds=1e-9)
 
@@ -243,8 +337,12 @@ def test_going_on_with_something_else_is_refused(config: Callable[..., ManyConfi
         train_many(many, watch=watch)
     other = dataclasses.replace(many.jobs[0].training, learning_rate=0.5)
     changed = [dataclasses.replace(many.jobs[0], training=other), *many.jobs[1:]]
+    before = (Path(many.output) / "config.yaml").read_text()
     with pytest.raises(ConfigError, match=r"jobs\.ann\.training\.learning_rate: 0\.01 then"):
         train_many(dataclasses.replace(many, jobs=changed), resume=True)
+    with pytest.raises(ConfigError, match="order"):
+        train_many(dataclasses.replace(many, jobs=many.jobs[::-1]), resume=True)
+    assert (Path(many.output) / "config.yaml").read_text() == before
     data = Path(many.jobs[0].data.train)
     data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(ConfigError, match="job ann: its samples are not those"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from rango.data.config import DataConfig
 from rango.errors import AdapterError, ConfigError
 from rango.files.names import adapter_name
 from rango.training.config import RunConfig, TrainingConfig
+from rango.training.schedule import check_training, peak_learning_rate
 
 JOBS = "jobs"
 """Where the jobs' folders lie in the output."""
+SHARED = ("micro_tokens", "gradient_checkpointing", "checkpoint_every", "keep_checkpoints")
+"""Of a run's options, those that are not a job's."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,7 @@ class JobConfig:
     adapter: LoraConfig = field(default_factory=LoraConfig)
     """The adapter; jobs may differ in rank, alpha, dropout and targets."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    """How to train it. micro_tokens, gradient_checkpointing, checkpoint_every and keep_checkpoints
-    are the whole run's and must not differ."""
+    """How to train it. What is the whole run's (see SHARED) stays as it is by default."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class ManyConfig:
         """What the job alone would be trained with."""
         training = replace(
             job.training,
+            learning_rate=peak_learning_rate(job.training),
             micro_tokens=self.micro_tokens,
             gradient_checkpointing=self.gradient_checkpointing,
         )
@@ -78,21 +82,42 @@ def check_many(config: ManyConfig) -> None:
         wrong.append(f"snapshot_seconds: expected above 0, found {config.snapshot_seconds}")
     seen: dict[str, str] = {}
     for job in config.jobs:
-        try:
-            adapter_name(job.name)
-        except AdapterError as error:
-            wrong.append(f"jobs: {error}")
-        # a file system may not tell capitals apart
-        twin = seen.setdefault(job.name.lower(), job.name)
-        if twin is not job.name:
-            wrong.append(f"jobs: the name {job.name!r} is there twice ({twin!r})")
-        if job.training.method != "lora":
-            wrong.append(
-                f"job {job.name}: training.method {job.training.method}: many jobs share a frozen "
-                "base, so each trains an adapter; set it to lora"
-            )
-        if job.data.train == "-":
-            wrong.append(f"job {job.name}: data.train: standard input cannot be read again; a file")
+        twin = job.name.lower()  # a file system may not tell capitals apart
+        if twin in seen:
+            wrong.append(f"jobs: the name {job.name!r} is there twice ({seen[twin]!r})")
+        seen[twin] = job.name
+        wrong += _faults(job)
     if wrong:
         more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise ConfigError("; ".join(wrong[:10]) + more)
+
+
+def _faults(job: JobConfig) -> Iterator[str]:
+    """What makes no sense about a job among others."""
+    where = f"job {job.name}"
+    try:
+        adapter_name(job.name)
+    except AdapterError as error:
+        yield f"jobs: {error}"
+    try:
+        check_training(job.training)
+    except ConfigError as error:
+        yield f"{where}: {error}"
+    if job.training.method != "lora":
+        yield (
+            f"{where}: training.method {job.training.method}: many jobs share a frozen base, so "
+            "each trains an adapter; set it to lora"
+        )
+    for name in SHARED:
+        if getattr(job.training, name) != getattr(TrainingConfig, name):
+            yield (
+                f"{where}: training.{name} is the whole run's; micro_tokens and "
+                "gradient_checkpointing stand beside the jobs, and so does snapshot_seconds"
+            )
+    if job.adapter.modules_to_save:
+        yield (
+            f"{where}: adapter.modules_to_save: jobs that share batches hold no layer whole; leave "
+            "it out, or train that job alone"
+        )
+    if job.data.train == "-":
+        yield f"{where}: data.train: standard input cannot be read again; name a file"

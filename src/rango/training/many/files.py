@@ -9,11 +9,13 @@
     jobs:                           # and others, which say what is different
       - {name: special, data: {train: special.jsonl}, training: {learning_rate: 1e-3}}
 
-Paths are relative to the file. A folder holds such a file, many.yaml, or nothing but data.
+Paths of data, of a template and of the base are relative to the file. A folder holds such a file,
+many.yaml, or nothing but data.
 """
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from rango.errors import ConfigError, nearest
 
 FILE = "many.yaml"
 
-_PLACES = ("train", "valid", "general")
+_PLACES = ("train", "valid", "general", "chat_template")
 _KEYS = ("name", "data", "adapter", "training")
 _RUN = (
     "base",
@@ -65,8 +67,8 @@ def read_many(path: Path) -> Values:
     for number, job in enumerate(listed, 1):
         job = _mapping(file, f"job {number}", job)
         _check_keys(file, f"job {number}: ", job, _KEYS)
-        jobs.append(_at(home, job))
-    values["jobs"] = [overlaid(_at(home, defaults), job) for job in jobs]
+        jobs.append(_at(file, job))
+    values["jobs"] = [overlaid(_at(file, defaults), job) for job in jobs]
     model = _mapping(file, "base", values.get("base")).get("model")
     if isinstance(model, str) and (home / model).is_dir():
         values["base"]["model"] = str(home / model)
@@ -90,12 +92,14 @@ def _of_files(named: Path) -> Iterator[Values]:
             yield {"name": source.name.partition(".")[0], "data": {"train": str(source)}}
 
 
-def _at(home: Path, job: Values) -> Values:
-    """The job with the places of its data seen from where the command runs."""
-    data = dict(job.get("data") or {})
+def _at(file: Path, job: Values) -> Values:
+    """The job with the places of its data, where they lie by the file, seen from where the command
+    runs; other words may be names (of a data set of the Hub, of a chat template)."""
+    data = dict(_mapping(file, "data", job.get("data")))
     for key in _PLACES:
-        if isinstance(data.get(key), str):
-            data[key] = str(home / data[key])
+        value = data.get(key)
+        if isinstance(value, str) and (glob.has_magic(value) or (file.parent / value).exists()):
+            data[key] = str(file.parent / value)
     return job | {"data": data}
 
 

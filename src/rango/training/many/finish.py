@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from rango.adapters.attach import Adapted
@@ -28,39 +28,35 @@ def finish_job(adapted: Adapted, job: Job, trained: Trained) -> RunResult:
     Raises StorageError, nothing being half-written; VerificationError, when all is written, if the
     file does not hold what was trained.
     """
-    facts = run_facts(job.config, adapted, job.tokenizer, job.data, trained)
+    facts = run_facts(job.config, adapted, job.tokenizer, job.data, trained, job.uncovered)
     part = job.folder.clear("adapter")
     with atomic_directory(part) as working, job.run.trainee.learning():
         probe = {"proof": {"probe": make_probe(adapted, probe_ids(adapted.model))}}
         save_adapter(adapted, working, row=job.row, facts=json_numbers(facts | probe))
         save_template(job.tokenizer, working)
-        error = _difference(adapted, job.row, working)
-        facts["proof"] = {"passed": error == 0, "read_back": error}
+        stored = _is_stored(adapted, job.row, working)
+        facts["proof"] = {"passed": stored, "read_back": 0.0 if stored else None}
         facts["adapter_bytes"] = (working / TENSORS).stat().st_size
         (working / CARD).write_text(model_card(facts), encoding="utf-8")
-    job.run.recorder.event("end", trained.steps, proven=error == 0, seconds=trained.seconds)
+    job.run.recorder.event("end", trained.steps, proven=stored, seconds=trained.seconds)
     result = RunResult(str(job.folder.path), str(part), trained, facts)
     write_report(job.folder.path, result.as_dict())
     job.folder.finish(result.as_dict())
-    if error != 0:
+    if not stored:
         raise VerificationError(
-            f"{part}: read back, its tensors differ by {error} from what was trained"
+            f"{part}: read back, its tensors are not finite, or not those that were trained"
         )
     return result
 
 
-def _difference(adapted: Adapted, row: int, folder: Path) -> float:
-    """Largest difference of an element on disk from the row; infinite where one is missing."""
+def _is_stored(adapted: Adapted, row: int, folder: Path) -> bool:
+    """Whether the folder holds the row, bit for bit, and nothing that is not finite."""
     stored = read_adapter(folder).tensors
     expected: dict[str, Tensor] = {}
     for module in export_row(adapted, row):
         names = tensor_names(module.module, module.embedding)
         expected |= dict(zip(names, (module.lora_A, module.lora_B), strict=True))
-    if stored.keys() != expected.keys():
-        return math.inf
-    return max(
-        float((stored[name] - tensor.detach().cpu()).abs().max())
-        if stored[name].shape == tensor.shape
-        else math.inf
+    return stored.keys() == expected.keys() and all(
+        bool(stored[name].isfinite().all()) and torch.equal(stored[name], tensor.detach().cpu())
         for name, tensor in expected.items()
     )

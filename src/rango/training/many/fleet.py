@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ import torch
 from rango.adapters.attach import Adapted
 from rango.adapters.recompute import recomputing
 from rango.adapters.targets import Target
+from rango.base.roles import Uncovered
 from rango.data.templates.choose import use_template
 from rango.data.tokens.pack import Packed
 from rango.errors import ConfigError, DataError, TokenizerError, VerificationError
-from rango.evaluation.fit import check_fit
+from rango.evaluation.fit import check_fit, check_labelled
 from rango.progress import Progress, silent
 from rango.tracking.events import EventLog, json_numbers
 from rango.training.checkpoint import Origins, RunState
 from rango.training.determinism import deterministic_kernels
 from rango.training.fit import conclude
-from rango.training.interrupt import stop_requests
+from rango.training.interrupt import StopRequest, stop_requests
 from rango.training.loop import Run, account, look
 from rango.training.many.config import ManyConfig
 from rango.training.many.finish import finish_job
@@ -75,6 +76,8 @@ class Fleet:
     tokenizer: Any
     targets: Callable[[str], list[Target]]
     """A job's, by its name."""
+    uncovered: Callable[[str], list[Uncovered]]
+    """The weights that a job leaves as they are, by its name."""
     packed: Packed
     origins: Origins
     watch: Callable[[Fleet], None]
@@ -91,7 +94,7 @@ class Fleet:
         self.waiting = list(reversed(self.by_name))  # the next one last
         self.scheduler = Scheduler(self.config.round_tokens)
         self.optimizer = BankAdamW(self.adapted.bank, active=[])
-        self.snapshots = self.folder.path / "snapshots"
+        self.snapshots = self.folder.snapshots
         self._peak = PeakMemory(self.adapted.bank.parameters.device)
         self._saved_at, self._saving = time.monotonic(), 0.0
 
@@ -100,8 +103,9 @@ class Fleet:
         finished and everything saved."""
         with deterministic_kernels(), stop_requests() as request:
             self._resume()
-            while self._admit():
-                self._round()
+            while self._admit(request) or request.asked:
+                if self.jobs:
+                    self._round()
                 asked = request.asked  # read once: what is asked from here on waits a round
                 if asked or self._is_due():
                     self._save()
@@ -137,6 +141,7 @@ class Fleet:
             job.run.state.seconds += own
             rate, norm = float(rates[job.row]), float(norms[job.row])
             account(job.run, share.tokens, share.targets, share.loss, rate, norm, own)
+            job.loss = share.loss / share.targets
             self._judge(job)
         self._tell()
 
@@ -215,16 +220,17 @@ class Fleet:
         """Give the row back."""
         self.outcomes[job.name] = outcome
         del self.jobs[job.name]
+        job.log.sync()
         job.files.close()
         with torch.no_grad():
             self.adapted.bank.row(job.row).zero_()
 
     # beginning and going on
 
-    def _admit(self) -> bool:
-        """Give free rows to those that wait; whether any job trains."""
+    def _admit(self, request: StopRequest) -> bool:
+        """Give free rows to those that wait, until asked to stop; whether any job trains."""
         free = sorted(set(range(self.adapted.bank.rows)) - {job.row for job in self.jobs.values()})
-        while free and self.waiting:
+        while free and self.waiting and not request.asked:
             name = self.waiting.pop()
             try:
                 job = self._begin(name, free[0], None)
@@ -243,6 +249,7 @@ class Fleet:
         tokenizer = use_template(self.tokenizer, config.data.chat_template)
         data = prepare_samples(config.data, tokenizer, self.progress)
         check_measurable(config.training, bool(data.valid), bool(data.general))
+        check_labelled(self.adapted.model, data.train.samples[:1])
         for some in (data.train.samples, data.valid, data.general):
             check_fit(some, self.adapted.model)
         if then and then.data != data.digest:
@@ -261,13 +268,15 @@ class Fleet:
             packed=self.packed,
             pad_id=tokenizer.pad_token_id,
         )
+        plan = plan_steps(config.training, len(data.train.samples))
+        config = replace(config, training=replace(config.training, eval_every=plan.eval_every))
         folder = RunFolder(config.output)
         files = ExitStack()
         log = files.enter_context(_events_of(folder, dataclasses.asdict(config), then))
         run = Run(
             trainee=trainee,
             samples=data.train.samples,
-            plan=plan_steps(config.training, len(data.train.samples)),
+            plan=plan,
             state=then.state if then else RunState(),
             monitor=Monitor(
                 trainee,
@@ -280,12 +289,17 @@ class Fleet:
             packed=self.packed,
             pad_id=tokenizer.pad_token_id,
         )
-        job = Job(name, row, config, folder, log, files, tokenizer, data, run)
+        uncovered = self.uncovered(name)
+        job = Job(name, row, config, folder, log, files, tokenizer, data, run, uncovered)
         if then is None:
             folder.note_skipped(data.bad)
             run.recorder.event("start", 0, total=run.plan.total, row=row)
-            with trainee.learning():
-                look(run)  # what all later ones are compared with: the base
+            try:
+                with trainee.learning():
+                    look(run)  # what all later ones are compared with: the base
+            except BaseException:
+                files.close()
+                raise
         return job
 
     def _resume(self) -> None:

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from rango.base.roles import Uncovered
 from rango.data.tokens.pack import epoch_order, lengths_of
 from rango.tracking.events import EventLog
 from rango.training.config import RunConfig
@@ -28,6 +29,10 @@ class Job:
     tokenizer: Any
     data: Samples
     run: Run
+    uncovered: list[Uncovered]
+    """The weights that it leaves as they are."""
+    loss: float | None = None
+    """Of its last step, nats a target."""
     _order: tuple[int, list[int]] = (-1, [])
     """The epoch last asked for, and its order."""
 

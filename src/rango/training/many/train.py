@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,15 +15,18 @@ from rango.adapters.config import LoraConfig
 from rango.adapters.targets import Target, find_targets
 from rango.base.load import Base, load_base
 from rango.base.packing import packing_probe
+from rango.base.roles import Uncovered, uncovered_weights
 from rango.base.tokenizer import load_tokenizer
 from rango.data.tokens.pack import Packed
+from rango.errors import ConfigError, TargetError
 from rango.progress import Progress, silent
 from rango.tracking.events import json_numbers
 from rango.training.checkpoint import Origins
-from rango.training.fit import check_causal
 from rango.training.many.config import ManyConfig, check_many
 from rango.training.many.fleet import FAILED, Fleet, Outcome
 from rango.training.run_folder import RunFolder, deciding
+
+_FILES_A_JOB, _OTHER_FILES = 12, 256
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ def train_many(
     anything is written; then StorageError and KeyboardInterrupt, which leave a run to resume.
     """
     check_many(config)
-    folder = RunFolder(config.output)
+    folder = RunFolder(config.output, many=True)
     folder.check(resume)
+    _allow_files(config)
     tokenizer = load_tokenizer(config.base.model, config.base.revision)
     base = load_base(
         config.base.model,
@@ -80,7 +85,11 @@ def train_many(
         cache_gb=config.base.cache_gb,
         progress=progress,
     )
-    check_causal(base)
+    if base.kind != "causal":
+        raise ConfigError(
+            f"{base.source}: {type(base.model).__name__} does not continue text, and many jobs at "
+            "once train models that do; train a classifier with rango train"
+        )
     targets = _Targets(base, config)
     packed = _packed(base, config)
     rows = min(config.rows, len(config.jobs))
@@ -94,6 +103,7 @@ def train_many(
                 adapted=adapted,
                 tokenizer=tokenizer,
                 targets=targets.of,
+                uncovered=targets.left_by,
                 packed=packed,
                 origins=Origins(_deciding(config), base.fingerprint, ""),
                 watch=watch,
@@ -118,13 +128,27 @@ class _Targets:
     def __init__(self, base: Base, config: ManyConfig) -> None:
         self._keys = {job.name: _key(job.adapter) for job in config.jobs}
         self._found = {
-            _key(adapter): find_targets(base.model, adapter)
-            for adapter in {_key(job.adapter): job.adapter for job in config.jobs}.values()
+            key: find_targets(base.model, adapter)
+            for key, adapter in {_key(job.adapter): job.adapter for job in config.jobs}.items()
         }
+        head = base.model.get_output_embeddings()
+        self._uncovered = {}
+        for key, targets in self._found.items():
+            covered = {target.module for target in targets}
+            if any(base.model.get_submodule(name) is head for name in covered):
+                raise TargetError(
+                    "the head sees only some tokens of a batch, so jobs that share batches cannot "
+                    "adapt it; leave it out of target_modules, or train that job alone"
+                )
+            self._uncovered[key] = uncovered_weights(base.model, covered)
 
     def of(self, name: str) -> list[Target]:
         """A job's targets."""
         return self._found[self._keys[name]]
+
+    def left_by(self, name: str) -> list[Uncovered]:
+        """The weights that a job leaves as they are."""
+        return self._uncovered[self._keys[name]]
 
     def union(self) -> list[Target]:
         """The sites of all jobs, each with the largest rank that any of them has there."""
@@ -135,6 +159,23 @@ class _Targets:
                 r = max(target.r, known.r) if known else target.r
                 sites[target.name] = replace(target, r=r)
         return list(sites.values())
+
+
+def _allow_files(config: ManyConfig) -> None:
+    """Raise the soft limit on open files to what the rows need; ConfigError where that is refused.
+
+    A job in training maps the files of its samples and writes its log.
+    """
+    needed = _FILES_A_JOB * min(config.rows, len(config.jobs)) + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed <= soft or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ConfigError(
+            f"rows: {config.rows} jobs at once need {needed} open files, and the system allows "
+            f"{hard}; lower rows"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _key(adapter: LoraConfig) -> str:
@@ -152,4 +193,5 @@ def _deciding(config: ManyConfig) -> dict[str, Any]:
     """The options that the result depends on."""
     jobs = {job.name: deciding(dataclasses.asdict(config.run_config(job))) for job in config.jobs}
     alone = ("rows", "round_tokens", "micro_tokens", "gradient_checkpointing")
-    return {name: getattr(config, name) for name in alone} | {"jobs": jobs}
+    # rounds, and so the order of sums, follow from the order of the jobs
+    return {name: getattr(config, name) for name in alone} | {"jobs": jobs, "order": list(jobs)}
