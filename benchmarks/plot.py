@@ -20,9 +20,9 @@ SPEEDS = ("tokens/s", "samples/s", "s", "ms")
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """The results there are, by benchmark."""
-    found = (json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))
-    return {one["benchmark"]: one for one in found if "failures" in one}
+    """The results there are, by the file's name: the benchmark's, or that of a part run apart."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {name: one for name, one in found.items() if "failures" in one}
 
 
 def speed(results: dict[str, dict[str, Any]], axes: Any) -> None:
