@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 CAUSAL = ("llama", "qwen2", "falcon", "gpt2", "phi", "gemma")
 ALL = (*CAUSAL, "bert")
-ENCODERS = ("bert", "roberta", "distilbert")
+ENCODERS = ("bert", "roberta", "distilbert", "modernbert")
 VOCABULARY = 128
 
 _COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 1}
@@ -114,6 +114,21 @@ _SPECS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "n_heads": 4,
             "max_position_embeddings": 128,
             "pad_token_id": 0,
+        },
+    ),
+    "modernbert": (
+        "ModernBertConfig",
+        "ModernBertModel",
+        _COMMON
+        | {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 128,
+            "bos_token_id": 2,
+            "cls_token_id": 2,
+            "sep_token_id": 3,
         },
     ),
 }

@@ -10,6 +10,7 @@ import pytest
 import torch
 from labelled_texts import LABELS, save_encoder
 from models import build, inputs
+from safetensors.torch import load_file
 
 from rango.adapters.attach import Adapted, attach
 from rango.adapters.files import load_adapter, read_adapter, save_adapter
@@ -85,6 +86,28 @@ def test_what_cannot_be_held_is_named(
         attach(base, target_modules=targets, modules_to_save=names)
 
 
+def test_a_new_head_is_held_beside_what_is_named(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "base", "roberta")
+    head = {"classifier.dense", "classifier.out_proj"}
+    query = "roberta.encoder.layer.0.attention.self.query"
+    for target, name in (("dense", query), ("query", "classifier.dense")):
+        adapted = attach(
+            load_base(folder, labels=LABELS), target_modules=[target], modules_to_save=[name]
+        )
+        assert set(adapted.saved) == head | {name}
+        assert "classifier.dense" not in adapted.modules
+        assert logits(adapted).any()
+    with pytest.raises(TargetError, match="in target_modules and in modules_to_save"):
+        attach(load_base(folder, labels=LABELS), target_modules=["query"], modules_to_save=[query])
+
+
+def test_a_head_that_the_base_has_is_held_where_it_is_named(base: Base) -> None:
+    with torch.no_grad():
+        base.model.classifier.weight.fill_(1.0)
+    query = "bert.encoder.layer.0.attention.self.query"
+    assert set(attach(base, target_modules=["value"], modules_to_save=[query]).saved) == {query}
+
+
 def test_packed_layers_are_refused(tmp_path: Path) -> None:
     base = load_base(save_encoder(tmp_path / "base"), labels=LABELS, quantize="int8")
     with pytest.raises(TargetError, match="Int8Linear; only plain linear"):
@@ -102,6 +125,18 @@ def test_merging_is_exact_and_undone_bit_for_bit(base: Base) -> None:
     adapted.unmerge()
     assert adapted.saved["classifier"].base_layer is plain
     assert torch.equal(logits(adapted), before)
+
+
+def test_what_is_saved_while_merged_is_the_same(base: Base, tmp_path: Path) -> None:
+    adapted = stirred(attach(base, r=4))
+    save_adapter(adapted, tmp_path / "before")
+    adapted.merge()
+    save_adapter(adapted, tmp_path / "merged")
+    one, other = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("before", "merged")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_detach_and_copies(base: Base) -> None:
@@ -137,6 +172,19 @@ def test_a_folder_brings_the_head_back(base: Base, tmp_path: Path) -> None:
     assert [(whole.module, whole.shape) for whole in facts.saved] == [("classifier", (3, 32))]
 
 
+def test_a_norm_in_a_head_is_not_named_with_it(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "base", "modernbert")
+    adapted = stirred(attach(load_base(folder, labels=LABELS), r=4))
+    assert set(adapted.saved) == {"head.dense", "classifier"}
+    before = logits(adapted)
+    save_adapter(adapted, tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["classifier", "head.dense"]
+    again = load_base_for(tmp_path / "adapter", folder)
+    loaded = load_adapter(again, tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded), before, atol=1e-6, rtol=1e-6)
+
+
 def test_rows_with_and_without_a_head_share_a_bank(base: Base) -> None:
     adapted = stirred(attach(base, r=4, rows=2))
     targets = [site.name for site in adapted.sites.values()]
@@ -162,8 +210,17 @@ def test_other_bases_are_refused_with_what_to_do(base: Base, tmp_path: Path) -> 
         load_adapter(other, tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("task", ["TOKEN_CLS", "QUESTION_ANS"])
+def test_heads_over_tokens_are_refused_by_name(base: Base, tmp_path: Path, task: str) -> None:
+    folder = save_adapter(stirred(attach(base, r=4)), tmp_path / "adapter")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": task}))
+    with pytest.raises(AdapterError, match=rf"adapter_config\.json: task_type {task}: "):
+        read_adapter(folder)
+
+
 def test_missing_and_misshapen_parts_are_listed(base: Base, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     folder = save_adapter(stirred(attach(base, r=4)), tmp_path / "adapter")
     tensors = load_file(folder / "adapter_model.safetensors")

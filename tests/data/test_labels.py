@@ -29,6 +29,13 @@ def test_labels_are_sorted() -> None:
     assert counted([None, None]).labels() == ()
 
 
+def test_whole_numbers_are_sorted_by_their_value() -> None:
+    ratings = [str(number) for number in range(1, 11)]
+    assert counted(ratings[::-1]).labels() == tuple(ratings)
+    assert counted(["0", "-1", "+1", "-10"]).labels() == ("-10", "-1", "0", "+1")
+    assert counted(["10", "9", "none"]).labels() == ("10", "9", "none")
+
+
 def test_one_label_is_none() -> None:
     with pytest.raises(DataError, match=r"data.csv:2: all 3 samples have the label 'a'"):
         counted(["a"] * 3).labels()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from models import build
 from rango.adapters.attach import attach
 from rango.base.load import Base, base_from_model, load_base
 from rango.data.samples import Origin, Sample
+from rango.data.tokens.labelled import whole
 from rango.errors import ConfigError, DataError
 from rango.evaluation.classification import Classification, ClassSums
 from rango.evaluation.classify import classify
@@ -22,7 +24,7 @@ from rango.generation.generate import generate
 from rango.training.fit import train_model
 
 
-@pytest.fixture(params=["bert", "roberta", "llama"])
+@pytest.fixture(params=["bert", "roberta", "modernbert", "llama"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Base:
     return load_base(save_encoder(tmp_path / "base", request.param), labels=LABELS)
 
@@ -92,6 +94,20 @@ def test_long_texts(base: Base) -> None:
     with pytest.raises(DataError, match="text 2: 202 tokens, and the model has positions for 128"):
         classify(base, make_tokenizer(), ["two", text])
     assert len(classify(base, make_tokenizer(), ["two", text], too_long="truncate")) == 2
+
+
+def test_texts_are_tokenized_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(save_encoder(tmp_path / "base"), labels=LABELS)
+    calls: list[int] = []
+
+    def counted(tokenizer: Any, examples: Any, numbers: Any) -> list[Sample]:
+        calls.append(len(examples))
+        return whole(tokenizer, examples, numbers)
+
+    monkeypatch.setattr("rango.evaluation.classify.whole", counted)
+    assert len(classify(base, make_tokenizer(), ["one", "two three", "ten"])) == 3
+    assert calls == [3]
+    assert classify(base, make_tokenizer(), []) == []
 
 
 def test_other_models_and_samples_are_refused(base: Base) -> None:

@@ -86,6 +86,16 @@ def test_the_readmes_commands_parse() -> None:
         parse(module.parser(), words)
 
 
+def test_the_readmes_figures_are_figures() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| | accuracy | macro F1 |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    assert len(table) == 5
+    for line in table:
+        _, name, accuracy, *more, _ = (cell.strip() for cell in line.split("|"))
+        for figure in (accuracy, *(cell for cell in more if cell)):
+            assert re.fullmatch(r"\d+\.\d%", figure), f"{name}: {figure}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_the_adapter_beats_the_frozen_features(

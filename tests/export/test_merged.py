@@ -8,6 +8,7 @@ from typing import Any
 import families
 import pytest
 import torch
+from labelled_texts import LABELS, save_encoder
 from models import build, inputs
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
@@ -67,6 +68,23 @@ def test_onto_quantized_weights_it_says_how_little_survives(
     loaded = rango.load_base(tmp_path / "merged")
     assert loaded.quantize == onto
     assert loaded.model(input_ids=inputs())[0].isfinite().all()
+
+
+def test_a_large_head_does_not_hide_what_is_lost(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "base")
+    reports = []
+    for scale in (0.0, 10.0):
+        adapted = rango.attach(rango.load_base(folder, labels=LABELS), r=3)
+        torch.manual_seed(0)
+        adapted.bank.parameters.normal_(std=0.012)
+        adapted.saved["classifier"].delta(0)["weight"].fill_(scale)
+        adapter = rango.save_adapter(adapted, tmp_path / f"adapter {scale}")
+        reports.append(
+            rango.merge_checkpoint(folder, adapter, tmp_path / f"merged {scale}", onto="nf4")
+        )
+    assert reports[0].surviving == reports[1].surviving < 0.5
+    assert reports[0].update == reports[1].update < 0.1
+    assert reports[0].modules == len(adapted.modules) + 1
 
 
 def test_int8_keeps_nearly_all_of_an_ordinary_update(tmp_path: Path) -> None:

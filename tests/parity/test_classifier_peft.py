@@ -89,12 +89,13 @@ def test_peft_reads_what_rango_writes(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [*ENCODERS, "llama", "gpt2"])
 def test_rango_reads_what_peft_writes(tmp_path: Path, name: str) -> None:
     folder = saved_base(tmp_path / "base", name)
+    apart = {"distilbert": ["pre_classifier"], "modernbert": ["head.dense"]}
     config = peft.LoraConfig(
         task_type="SEQ_CLS",
         r=4,
         target_modules="all-linear" if name in ENCODERS else None,
         fan_in_fan_out=name == "gpt2",
-        modules_to_save=["pre_classifier"] if name == "distilbert" else None,
+        modules_to_save=apart.get(name),
     )
     model = peft.get_peft_model(plain(folder), config).eval()
     generator = torch.Generator().manual_seed(1)

@@ -48,8 +48,12 @@ def test_many_labels_are_too_many_for_a_page() -> None:
     one = SCORES["labels"][0]
     many = {"labels": [one | {"samples": n} for n in range(30)], "confusion": [[0] * 30] * 30}
     assert [row[1] for row in label_rows(many)][:2] == ["29", "28"]
-    assert len(label_rows(many)) == 20
+    assert len(label_rows(many)) == 21
+    assert label_rows(many)[-1] == ["… 10 more labels", "45", "–", "–", "–"]
     assert confusion_rows(many) == ([], [])
+    assert "10 more labels" in shown(labels_view(many))
+    few = {"labels": many["labels"][:20], "confusion": [[0] * 20] * 20}
+    assert len(label_rows(few)) == 20
 
 
 def test_the_terminal_shows_no_tokens() -> None:

@@ -24,6 +24,7 @@ from rango.errors import ConfigError, DataError, TokenizerError
 from rango.evaluation.classify import classify
 from rango.evaluation.proof import verify
 from rango.export.merged import merge_checkpoint
+from rango.tracking.events import read_events
 from rango.training.config import RunConfig, TrainingConfig
 from rango.training.result import RunResult
 from rango.training.train import train
@@ -68,7 +69,14 @@ def accuracy(result: RunResult, of: str = "adapted") -> float:
 
 @pytest.mark.parametrize(
     ("encoder", "quantize"),
-    [("bert", "none"), ("bert", "nf4"), ("bert", "int8"), ("roberta", "none"), ("llama", "none")],
+    [
+        ("bert", "none"),
+        ("bert", "nf4"),
+        ("bert", "int8"),
+        ("roberta", "none"),
+        ("modernbert", "none"),
+        ("llama", "none"),
+    ],
 )
 def test_a_run_learns_the_labels(configure: Configure, encoder: str, quantize: str) -> None:
     result = train(configure(encoder=encoder, quantize=quantize))
@@ -118,6 +126,21 @@ def test_what_was_trained_is_used_again(configure: Configure, tmp_path: Path) ->
     )
     onwards = train(again)
     assert accuracy(onwards, "base") == pytest.approx(accuracy(result))
+
+
+def test_figures_by_label_are_kept_of_few_looks(configure: Configure) -> None:
+    result = train(configure(max_steps=10, eval_every=2))
+    looks = result.trained.evaluations
+    assert [look["step"] for look in looks] == [0, 2, 4, 6, 8, 10]
+    assert all("macro_f1" in look for look in looks)
+    for name in ("labels", "confusion"):
+        kept = {look["step"] for look in looks if name in look}
+        assert kept == {0, result.trained.best_step, 10}
+        assert all(name in values for values in result.facts["evaluation"].values())
+    events = list(read_events(Path(result.output) / "events.jsonl"))
+    told = [event for event in events if event["event"] == "evaluation"]
+    assert len(told) == 6
+    assert not any("confusion" in event or "labels" in event for event in told)
 
 
 def test_full_tuning_trains_the_head_too(configure: Configure, tmp_path: Path) -> None:

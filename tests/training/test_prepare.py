@@ -81,6 +81,18 @@ def test_nothing_is_held_out_on_request(data_file: Path, tokenizer: Any) -> None
     assert not found.general
 
 
+@pytest.mark.parametrize("options", [{"loss_on": "all"}, {"general": "general.txt"}])
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_says_nothing_to_a_classifier_is_refused_before_the_work(
+    tmp_path: Path, options: dict[str, Any], apart: bool
+) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text("text,label\none,a\ntwo,b\n", encoding="utf-8")
+    config = DataConfig(str(path), valid=str(path) if apart else None, **options)
+    with pytest.raises(ConfigError, match="leave it out"):
+        prepare_samples(config, None)  # nothing is tokenized
+
+
 @pytest.mark.parametrize("loss_on", ["completion", "all"])
 def test_prompts_end_where_the_first_answer_begins(
     data_file: Path, tokenizer: Any, loss_on: Literal["completion", "all"]

@@ -21,7 +21,7 @@ from rango.adapters.methods import lora
 from rango.adapters.modules import AdaptedModule
 from rango.adapters.routing import Routing
 from rango.adapters.saved import SavedLinear, dense_tensors
-from rango.adapters.saving import check_apart, find_saved
+from rango.adapters.saving import check_apart, find_saved, saved_layers
 from rango.adapters.site import Site
 from rango.adapters.switch import Switch
 from rango.adapters.targets import Target, find_targets
@@ -274,10 +274,9 @@ def attach(
     base = None if isinstance(model, nn.Module) else model
     module = model if isinstance(model, nn.Module) else model.model
     targets, saved = find_targets(module, config), find_saved(module, config)
-    if config.modules_to_save:
-        check_apart([target.module for target in targets], saved)
-    else:  # a head is saved whole, whatever ending of a name the targets share with it
-        targets = [target for target in targets if target.module not in saved]
+    check_apart([target.module for target in targets], saved_layers(module, config.modules_to_save))
+    # a head is saved whole, whatever ending of a name the targets share with it
+    targets = [target for target in targets if target.module not in saved]
     adapted = attach_targets(
         module, targets, saved=saved, rows=rows, trainable=trainable, base=base
     )

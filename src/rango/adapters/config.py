@@ -30,4 +30,4 @@ class LoraConfig:
     """Another lora_alpha for modules whose name matches."""
     modules_to_save: list[str] = field(default_factory=list)
     """Linear layers that the adapter holds whole, by the end of their name, or of the module's that
-    they are in; for a classifier by default its head."""
+    they are in, besides a classifier's new head; for a classifier by default all of its head."""

@@ -44,7 +44,7 @@ def export_row(adapted: Adapted, row: int) -> list[ModuleTensors]:
 def export_saved(adapted: Adapted, row: int) -> dict[str, Tensor]:
     """What a row holds whole, W + ΔW and b + Δb in fp32, by PEFT's names."""
     return {
-        f"{PREFIX}{name}.{tensor}": layer.base_layer.get_parameter(tensor).float() + delta
+        f"{PREFIX}{name}.{tensor}": layer.own.get_parameter(tensor).float() + delta
         for name, layer in adapted.saved.items()
         if layer.saves[row]
         for tensor, delta in layer.delta(row).items()
@@ -107,6 +107,11 @@ def read_config(raw: Any, where: str) -> LoraConfig:
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
         kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
         raise AdapterError(f"{where}: expected peft_type LORA, found {kind!r}")
+    if raw.get("task_type") in _OVER_TOKENS:
+        raise AdapterError(
+            f"{where}: task_type {raw['task_type']}: the adapter of a head that labels tokens; "
+            "Rango reads those of models that write, encode, or classify whole texts"
+        )
     refused = [
         f"{key} = {value!r}"
         for key, value in sorted(raw.items())
@@ -251,6 +256,8 @@ _READ = {
     "runtime_config",
     "task_type",
 }
+_OVER_TOKENS = ("TOKEN_CLS", "QUESTION_ANS")
+"""PEFT's tasks whose heads have the names of a text classifier's, and are none."""
 _NOTHING: tuple[Any, ...] = (None, False, "none", [], {}, 0)
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     # initialisations that leave the base as it is

@@ -46,6 +46,11 @@ class SavedLinear(nn.Module):
         """The base has only zeros here."""
         self.train(base_layer.training)
 
+    @property
+    def own(self) -> nn.Module:
+        """The base's layer, whether a merged one is in its place or not."""
+        return self.kept[-1] if self.kept else self.base_layer
+
     def delta(self, row: int) -> dict[str, Tensor]:
         """ΔW (out, in) and, if the layer has a bias, Δb (out,) of a row, by "weight" and "bias";
         views."""

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from torch import nn
 
 from rango.adapters.config import LoraConfig
-from rango.base.classifier import head_modules
+from rango.base.classifier import head_modules, is_new
 from rango.base.roles import adaptable_modules
 from rango.errors import TargetError, nearest
 
 
 def find_saved(model: nn.Module, config: LoraConfig) -> tuple[str, ...]:
-    """The linear layers that `config` saves whole, in the model's order: those of modules_to_save,
-    else the head of a classifier, else none.
+    """The linear layers that `config` saves whole, in the model's order: those of modules_to_save
+    and the new ones of a classifier's head; without modules_to_save all of the head.
 
     Raises TargetError where a name matches nothing, or something that is not a plain linear layer.
     """
@@ -26,7 +26,9 @@ def find_saved(model: nn.Module, config: LoraConfig) -> tuple[str, ...]:
             raise TargetError(
                 f"modules_to_save: {entry!r} matches no module{nearest(entry, endings)}"
             )
-    return saved_layers(model, config.modules_to_save)
+    saved = set(saved_layers(model, config.modules_to_save))
+    saved.update(name for name in head_modules(model) if is_new(model.get_submodule(name)))
+    return tuple(name for name in adaptable_modules(model) if name in saved)
 
 
 def saved_layers(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
@@ -60,16 +62,14 @@ def saved_layers(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
 
 def peft_names(model: nn.Module, saved: Sequence[str]) -> list[str]:
     """The shortest names for modules_to_save with which PEFT saves these layers: that of the
-    outermost module that holds no other linear layer, for what is above the body."""
-    linear = {
-        name.removesuffix(".base_layer")
-        for name, found in adaptable_modules(model).items()
-        if found.role != "embedding"
-    }
+    outermost module that holds nothing else, not even a norm, for what is above the body."""
+    holding = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    holding |= adaptable_modules(model).keys()
+    holding = {name.removesuffix(".base_layer") for name in holding}
     names = []
     for name in saved:
         top = name.partition(".")[0]
-        inside = {other for other in linear if other == top or other.startswith(f"{top}.")}
+        inside = {other for other in holding if other == top or other.startswith(f"{top}.")}
         names.append(top if inside <= set(saved) else name)
     return sorted(set(names))
 

@@ -25,6 +25,7 @@ from rango.base.classifier import (
     labels_of,
     same_labels,
     set_labels,
+    set_padding,
 )
 from rango.errors import CheckpointError, ConfigError, nearest
 
@@ -84,6 +85,8 @@ def architecture(checkpoint: Checkpoint, labels: Sequence[str] | None = None) ->
     if new_head and labels is not None:
         kind = "classifier"
         set_labels(config, labels, str(checkpoint.folder))
+    elif kind == "classifier":
+        set_padding(config, str(checkpoint.folder))
     mapping = _MAPPINGS[kind]
     if type(config) not in mapping:
         raise CheckpointError(

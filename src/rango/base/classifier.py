@@ -8,7 +8,6 @@ labels are alike, ln K nats a text. What is learnt of it belongs to the adapter.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from rango.base.roles import adaptable_modules
 from rango.base.source import local_folder
 from rango.errors import CheckpointError, ConfigError
 
-_GENERIC = re.compile(r"LABEL_\d+")
 _DEVIATION = 0.02
 """transformers' initializer_range where a configuration has none."""
 
@@ -52,8 +50,10 @@ def stored_labels(source: str | Path, revision: str | None = None) -> tuple[str,
     config = read_config(folder)
     if not any(name in classifier_names() for name in config.get("architectures") or ()):
         return None
-    by_number = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     try:
+        by_number = config.get("id2label")
+        if not by_number:
+            return generic_labels(int(config.get("num_labels") or 2))
         return tuple(str(by_number[number]) for number in sorted(by_number, key=int))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}/config.json: id2label: {error}") from error
@@ -82,22 +82,33 @@ def set_labels(config: Any, labels: Sequence[str], where: str) -> None:
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.problem_type = "single_label_classification"
+    set_padding(config, where)
+
+
+def set_padding(config: Any, where: str) -> None:
+    """Have a classifier's configuration name a token that pads, by default the one that ends a
+    text. Raises CheckpointError where it names neither."""
     text = config.get_text_config()
-    if getattr(text, "pad_token_id", None) is None:
-        end = getattr(text, "eos_token_id", None)
-        end = end[0] if isinstance(end, list) and end else end
-        if end is None:
-            raise CheckpointError(
-                f"{where}: config.json names neither pad_token_id nor eos_token_id, and a "
-                "classifier finds the end of a text by its padding; add pad_token_id"
-            )
-        text.pad_token_id = end
+    if getattr(text, "pad_token_id", None) is not None:
+        return
+    end = getattr(text, "eos_token_id", None)
+    end = end[0] if isinstance(end, list) and end else end
+    if end is None:
+        raise CheckpointError(
+            f"{where}: config.json names neither pad_token_id nor eos_token_id, and a "
+            "classifier finds the end of a text by its padding; add pad_token_id"
+        )
+    text.pad_token_id = end
 
 
 def same_labels(given: Sequence[str], stored: Sequence[str]) -> bool:
-    """Whether labels are those stored; names that say nothing (LABEL_0) fit by their number."""
-    generic = all(_GENERIC.fullmatch(label) for label in given)
-    return tuple(given) == tuple(stored) or (generic and len(given) == len(stored))
+    """Whether labels are those stored; LABEL_0, LABEL_1, … say nothing and fit any as many."""
+    return tuple(given) in (tuple(stored), generic_labels(len(stored)))
+
+
+def generic_labels(count: int) -> tuple[str, ...]:
+    """transformers' names for labels that have none."""
+    return tuple(f"LABEL_{number}" for number in range(count))
 
 
 def head_modules(model: nn.Module) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rango.base.architecture import Architecture, architecture, kind_of
 from rango.base.cache import BaseCache, Wanted, open_cache
 from rango.base.checkpoint import Checkpoint, open_checkpoint
-from rango.base.classifier import head_modules, is_classifier, labels_of
+from rango.base.classifier import is_classifier, labels_of
 from rango.base.config import DEFAULT_CACHE_GB, BaseDtype, Compute, Quantize
 from rango.base.fingerprint import combine, digest_tensor, resolve, tied_vocabulary
 from rango.base.linear import QuantizedLinear
@@ -102,7 +102,7 @@ def load_base(
         dtype=target,
         compute=torch.float32 if widen else target,
         **_quantization(model, double_quant),
-        **_classes(model),
+        labels=_labels(model),
     )
     if store and wanted and found is None:
         _keep(base, store, wanted, checkpoint, progress)
@@ -193,14 +193,12 @@ def base_from_model(model: PreTrainedModel, source: str = "in memory") -> Base:
         dtype=stored or model.dtype,
         compute=torch.float32 if stored else model.dtype,
         **_quantization(model, True),
-        **_classes(model),
+        labels=_labels(model),
     )
 
 
-def _classes(model: PreTrainedModel) -> dict[str, Any]:
-    if not is_classifier(model):
-        return {}
-    return {"labels": labels_of(model.config), "head": head_modules(model)}
+def _labels(model: PreTrainedModel) -> tuple[str, ...]:
+    return labels_of(model.config) if is_classifier(model) else ()
 
 
 def _quantization(model: PreTrainedModel, double_quant: bool) -> dict[str, Any]:

@@ -36,6 +36,3 @@ class Base:
     """Whether NF4's block constants are quantized too; true says nothing where quantize is none."""
     labels: tuple[str, ...] = ()
     """Of a classifier, in the order of its logits."""
-    head: tuple[str, ...] = ()
-    """The linear layers of a classifier's head, which its adapters save whole; among them those
-    that the checkpoint lacked, which are zero."""

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 
 from rango.base.architecture import Architecture, quiet_transformers
 from rango.base.checkpoint import Checkpoint, read_json, read_tensor
-from rango.base.classifier import is_pooler, zero_missing
+from rango.base.classifier import is_new, is_pooler, zero_missing
 from rango.base.fingerprint import TensorDigest, digest_stored
 from rango.base.product import Quantized
 from rango.base.quantized_files import quantized_groups, read_quantized
@@ -268,12 +268,22 @@ def _fill(
 def _new_tensors(
     architecture: Architecture, model: PreTrainedModel, info: dict[str, Any]
 ) -> set[str]:
-    """Tensors of a classifier's head that the checkpoint has not, or has of another head."""
+    """Tensors of a classifier's head that the checkpoint has not, or has of another head: what
+    makes the logits always is, even if their numbers happen to be equal. Zeros, as in a base that
+    was kept with a new head, are as good as none."""
     if not architecture.new_head:
         return set()
     prefix = f"{model.base_model_prefix}."
     found = {*info["missing_keys"], *(name for name, _, _ in info["mismatched_keys"])}
-    return {name for name in found if not name.startswith(prefix) or is_pooler(name)}
+    new = {name for name in found if not name.startswith(prefix) or is_pooler(name)}
+    for name, module in model.named_modules():
+        outside = not name.startswith(prefix)
+        if not isinstance(module, nn.Linear) or module.weight.is_meta:  # that is held quantized
+            continue
+        makes_logits = outside and module.out_features == architecture.config.num_labels
+        if makes_logits or ((outside or is_pooler(name)) and is_new(module)):
+            new.update(f"{name}.{tensor}" for tensor, _ in module.named_parameters(recurse=False))
+    return new
 
 
 def _check_complete(

@@ -39,7 +39,10 @@ def reference() -> str:
 
 def main() -> int:
     """Write docs/cli.md under the current folder, or at the path given."""
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/cli.md")
+    given = sys.argv[1] if len(sys.argv) > 1 else "docs/cli.md"
+    if given.startswith("-"):
+        raise SystemExit("usage: python -m rango.cli.reference [PATH]")
+    path = Path(given)
     write_text(path, reference(), overwrite=True)
     return 0
 

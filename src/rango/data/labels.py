@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from rango.data.samples import Example, Origin
@@ -9,6 +10,7 @@ from rango.errors import ConfigError, DataError
 
 _FEW = 10
 """So few labels are never taken for something else."""
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 class LabelCensus:
@@ -27,8 +29,8 @@ class LabelCensus:
             yield example
 
     def labels(self, stored: Sequence[str] | None = None) -> tuple[str, ...]:
-        """The labels, sorted; empty for data without any. `stored`: those of a base that is a
-        classifier already, whose order stays.
+        """The labels, sorted, by their value where all are whole numbers; empty for data without
+        any. `stored`: those of a base that is a classifier already, whose order stays.
 
         Raises DataError for labels that no classifier is made for (a single one, about as many as
         samples, measured numbers), ConfigError for one that the base has not.
@@ -36,6 +38,8 @@ class LabelCensus:
         if not self._counts:
             return ()
         found = sorted(self._counts)
+        if all(_WHOLE.fullmatch(label) for label in found):
+            found.sort(key=int)
         if stored is not None:
             unknown = [label for label in found if label not in stored]
             if unknown:

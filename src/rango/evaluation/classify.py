@@ -71,11 +71,16 @@ def classify(
 
 
 def _samples(model: nn.Module, tokenizer: Any, texts: Sequence[str], too_long: str) -> list[Sample]:
+    if not texts:
+        return []
     limit = positions_of(model)
+    examples = [
+        Example("text", (Message("user", text),), Origin("text", number))
+        for number, text in enumerate(texts, start=1)
+    ]
     samples = []
-    for number, text in enumerate(texts, start=1):
-        example = Example("text", (Message("user", text),), Origin("text", number))
-        sample = whole(tokenizer, [example], [0])[0]
+    for example, sample in zip(examples, whole(tokenizer, examples, [0] * len(texts)), strict=True):
+        number = example.origin.line
         if limit is not None and len(sample) > limit:
             if too_long == "error":
                 raise DataError(

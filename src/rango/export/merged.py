@@ -35,10 +35,12 @@ Onto = Literal["stored", "nf4", "int8"]
 class MergeReport:
     """What merging did.
 
-    update: ‖ΔW‖ / ‖W‖ over the merged modules together.
+    update: ‖ΔW‖ / ‖W‖ over the modules with a low-rank update together; what the adapter holds
+        whole, such as a head, counts among `modules` alone.
     surviving: share of ΔW that is left once the sum is rounded to the type on disk:
-        ⟨W' − W, ΔW⟩ / ⟨ΔW, ΔW⟩. Near 1 in fp32 and bf16; quantizing again may erase most of a
-        small update, in NF4 above all.
+        ⟨W' − W, ΔW⟩ / ⟨ΔW, ΔW⟩, over the same modules. Near 1 in fp32 and bf16; quantizing again
+        may erase most of a small update, in NF4 above all, and never touches a head, whose large
+        one would hide that.
     """
 
     output: str
@@ -153,10 +155,8 @@ def _merge_all(
         progress("merging", number + 1, len(adapted.modules), "module")
     for layer in adapted.saved.values():
         if layer.saves[0]:
-            weight = layer.base_layer.get_parameter("weight").float()
-            merged = merged_whole(layer, 0)
-            dots.add(weight, layer.delta(0)["weight"], base_weight(merged).float())
-            layer.base_layer = merged
+            layer.base_layer = merged_whole(layer, 0)
+            dots.modules += 1
     return dots
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rango.report.format import decimal, integer, percent, printable
+from rango.report.format import MISSING, decimal, integer, percent, printable
 
 CLASS_MEASURES = (
     ("loss, nats a text", "loss", decimal),
@@ -24,9 +24,9 @@ def is_classification(evaluation: Mapping[str, Any] | None) -> bool:
 
 
 def label_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
-    """label, samples, precision, recall, F1; the rarest labels beyond twenty are left out."""
-    scores = sorted(evaluation["labels"], key=lambda score: -score["samples"])[:_MOST]
-    return [
+    """label, samples, precision, recall, F1; the rarest labels beyond twenty are only counted."""
+    scores = sorted(evaluation["labels"], key=lambda score: -score["samples"])
+    rows = [
         [
             printable(score["label"]),
             integer(score["samples"]),
@@ -34,8 +34,14 @@ def label_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
             percent(score["recall"]),
             percent(score["f1"]),
         ]
-        for score in scores
+        for score in scores[:_MOST]
     ]
+    left_out = scores[_MOST:]
+    if left_out:
+        samples = sum(score["samples"] for score in left_out)
+        named = f"… {len(left_out)} more label{'' if len(left_out) == 1 else 's'}"
+        rows.append([named, integer(samples), MISSING, MISSING, MISSING])
+    return rows
 
 
 LABEL_COLUMNS = ("label", "samples", "precision", "recall", "F1")

@@ -22,6 +22,9 @@ from rango.training.trainee import Trainee, snapshot
 
 COMPLETED, PATIENCE, FORGETTING = "completed", "patience", "forgetting"
 """Why a run ended by itself."""
+_DETAILS = ("labels", "confusion")
+"""What grows with the number of a classifier's labels: kept of its first look, its best and its
+last."""
 
 
 class Monitor:
@@ -51,7 +54,8 @@ class Monitor:
         self._forgetting, self._progress = forgetting, progress
 
     def look(self, state: RunState) -> dict[str, Any]:
-        """Evaluate now; updates `state` (its best, its stop) and returns the event's values."""
+        """Evaluate now; updates `state` (its best, its stop) and returns the event's values, a
+        classifier's figures by label left out."""
         values: dict[str, Any] = {}
         if self.valid:
             with nullcontext() if state.step else self.trainee.untrained():
@@ -71,7 +75,11 @@ class Monitor:
         state.evaluations.append({"step": state.step} | values)
         if state.step > 0:
             self._judge(state, values)
-        return values
+        for earlier in state.evaluations[1:-1]:
+            if earlier["step"] != state.best_step:
+                for name in _DETAILS:
+                    earlier.pop(name, None)
+        return {name: value for name, value in values.items() if name not in _DETAILS}
 
     def evaluate(self, samples: Sequence[Sample]) -> Any:
         """Evaluation of the model as it is."""

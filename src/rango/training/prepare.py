@@ -137,6 +137,7 @@ def prepare_samples(
             yield from (one for one in examples() if (one in chosen) == held_out)
 
         if _is_labelled(examples()):
+            _check_options(config)
             held()
             labels = census.labels(stored)
         keep = keeping(config, config.train, config.columns, config.group_column)
@@ -148,6 +149,7 @@ def prepare_samples(
                 valid = tokens(side(True), keep(["valid", share]), lambda: held().count)
     else:
         if _is_labelled(examples()):
+            _check_options(config)
             for _ in census.watch(examples()):
                 pass
             labels = census.labels(stored)
@@ -155,8 +157,6 @@ def prepare_samples(
         train = tokens(first, keeping(config, config.train, config.columns)("all"))
         second = read(config.valid, skip)
         valid = tokens(second, keeping(config, config.valid, config.columns)("all"))
-    if labels:
-        _check_options(config)
     valid_samples: Sequence[Sample] = valid.samples if valid else []
     general: list[Sample] = []
     general_on = "nothing"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from rango.data.reading import identity
 from rango.data.reading.identity import identify
 from rango.errors import DataError
 
@@ -34,6 +37,23 @@ def test_bytes_name_and_reading_decide(data: Path, tmp_path: Path) -> None:
     changed = identify(other, {"columns": {}})
     assert changed is not None
     assert len(found | {changed.digest}) == 4
+
+
+def test_what_reads_tables_decides_about_tables_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "table"
+    pq.write_table(pa.table({"text": ["one"]}), table)
+
+    def digest(path: Path) -> str:
+        found = identify(path, {})
+        assert found is not None
+        return found.digest
+
+    before = digest(data), digest(table)
+    monkeypatch.setattr(identity, "version", lambda name: "0")
+    after = digest(data), digest(table)
+    assert [one == other for one, other in zip(before, after, strict=True)] == [True, False]
 
 
 def test_a_change_is_seen(data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -107,22 +108,36 @@ def test_everything_that_decides_is_in_the_key(make_tokenizer, monkeypatch):
     other = make_tokenizer(template="{{ messages[0].content }}")
     more = make_tokenizer()
     more.add_tokens(["niño"])
+    left, split = make_tokenizer(), make_tokenizer()
+    left.truncation_side = "left"
+    split.split_special_tokens = True
     keys = {
         cache_key("sha256:1", tokenizer, options),
         cache_key("sha256:2", tokenizer, options),
         cache_key("sha256:1", other, options),
         cache_key("sha256:1", more, options),
+        cache_key("sha256:1", left, options),
+        cache_key("sha256:1", split, options),
         cache_key("sha256:1", make_tokenizer("llama-3"), options),
         cache_key("sha256:1", tokenizer, TokenOptions(max_length=10)),
         cache_key("sha256:1", tokenizer, TokenOptions(too_long="skip")),
         cache_key("sha256:1", tokenizer, TokenOptions(loss_on="last")),
+        cache_key("sha256:1", tokenizer, TokenOptions(labels=("a", "b"))),
+        cache_key("sha256:1", tokenizer, TokenOptions(labels=("b", "a"))),
     }
-    monkeypatch.setattr(token_cache, "_MAKING", (token_cache,))
+    monkeypatch.setattr(token_cache, "_MAKING", (Path(token_cache.__file__),))
     keys.add(cache_key("sha256:1", tokenizer, options))
     monkeypatch.undo()
     monkeypatch.setattr(token_cache, "version", lambda name: "0")
     keys.add(cache_key("sha256:1", tokenizer, options))
-    assert len(keys) == 10
+    assert len(keys) == 14
+
+
+def test_the_code_that_decides_is_in_the_key():
+    names = {path.name for path in token_cache._MAKING}
+    assert names >= {"chunk.py", "encode.py", "labelled.py", "render.py", "store.py", "tokenize.py"}
+    assert all(path.is_file() for path in token_cache._MAKING)
+    assert len(names) == len(token_cache._MAKING)
 
 
 def test_a_tokenizer_is_the_same_before_and_after_use_and_saving(make_tokenizer, tmp_path):

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from labelled_texts import LABELS, make_tokenizer, text_of
+from transformers import ByT5Tokenizer
 
 from rango.data.preview import Supervision
 from rango.data.samples import IGNORED, Example, Message, Origin
 from rango.data.tokens.pack import collate, plan_batches
 from rango.data.tokens.tokenize import digest, tokenize
+from rango.data.tokens.workers import WorkerPool
 from rango.errors import ConfigError, DataError
 
 
@@ -97,6 +99,18 @@ def test_workers_give_the_same(tmp_path: Path) -> None:
     shared = tokenize(examples, tokenizer, labels=LABELS, workers=2)
     assert shared.digest == alone.digest
     assert shared.samples[1000].label == alone.samples[1000].label
+
+
+def test_a_tokenizer_that_is_python_alone_needs_neither_cache_nor_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = ByT5Tokenizer()
+    assert not tokenizer.is_fast
+    monkeypatch.setattr(WorkerPool, "__enter__", lambda pool: pytest.fail("workers started"))
+    found = tokenize(labelled(), tokenizer, labels=LABELS, workers=2, cache=tmp_path)
+    assert len(found.samples) == 20
+    assert list(found.samples[0].input_ids) == tokenizer(text_of(0)[0])["input_ids"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_batches_have_the_label_at_the_last_token() -> None:

@@ -89,6 +89,11 @@ def contents(stream: ByteStream, columns: Columns, faults: Faults) -> Contents:
     )
 
 
+def is_read_by_arrow(stream: ByteStream) -> bool:
+    """Whether its beginning is that of a table which pyarrow reads."""
+    return stream.peek(HEAD).startswith(tuple(_TABLES))
+
+
 def is_json_lines(stream: ByteStream) -> bool:
     """Whether entries are lines of JSON, as `contents` sees it; reads on where blanks are."""
     if suffix_of(stream.name) in TEXT_SUFFIXES:

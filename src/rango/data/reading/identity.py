@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rango.data import samples, split
+from rango.data.faults import FileFault
+from rango.data.reading.contents import is_read_by_arrow
 from rango.data.reading.sources import Named, resolve
+from rango.data.reading.stream import opened
 from rango.errors import DataError
 from rango.files.digests import file_digest, json_digest
 
@@ -20,11 +25,13 @@ class Identity:
     """A digest of all that decides which examples come, and in what order."""
 
     def __init__(self, source: Named, stamps: Stamps, reading: Mapping[str, Any]) -> None:
-        """Reads the files once. Raises OSError."""
+        """Reads the files once. Raises OSError, FileFault."""
         self._source = source
         self._stamps = stamps
-        files = [[stamp[0], file_digest(Path(stamp[0]))] for stamp in stamps]
-        self.digest = json_digest({"files": files, "reading": reading, "code": _code()})
+        paths = [Path(stamp[0]) for stamp in stamps]
+        files = [[str(path), file_digest(path)] for path in paths]
+        deciding = {"files": files, "reading": reading, "code": _code(), **_libraries(paths)}
+        self.digest = json_digest(deciding)
 
     def unchanged(self) -> bool:
         """Whether the files are still those that were digested, as far as the system tells."""
@@ -45,7 +52,7 @@ def identify(source: Named, reading: Mapping[str, Any]) -> Identity | None:
         return None
     try:
         return Identity(source, stamps, reading)
-    except OSError:
+    except (OSError, FileFault):
         return None
 
 
@@ -69,3 +76,14 @@ def _code() -> Sequence[str]:
     """Digests of the modules that make examples of bytes, and hold some of them out."""
     beside = sorted(Path(__file__).parent.glob("*.py"))
     return [file_digest(path) for path in (*beside, Path(samples.__file__), Path(split.__file__))]
+
+
+def _libraries(paths: Iterable[Path]) -> dict[str, str]:
+    """The version of pyarrow, where one of the files needs it and it is there."""
+    for path in paths:
+        with opened(path) as stream:
+            needed = is_read_by_arrow(stream)
+        if needed:
+            with suppress(PackageNotFoundError):
+                return {"pyarrow": version("pyarrow")}
+    return {}

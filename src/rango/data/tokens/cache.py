@@ -28,7 +28,7 @@ from typing import Any
 from rango.data.config import DEFAULT_CACHE_GB
 from rango.data.samples import Example
 from rango.data.templates import dates, parts, render
-from rango.data.tokens import chunk, encode, labelled
+from rango.data.tokens import chunk, encode, labelled, store
 from rango.data.tokens.chunk import TokenOptions
 from rango.data.tokens.store import SampleStore
 from rango.errors import OutputExistsError
@@ -39,8 +39,14 @@ from rango.files.digests import file_digest, json_digest
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{64}\..*\.tmp")
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
-_MAKING = (chunk, dates, encode, labelled, parts, render)
-"""Modules whose text decides about samples: with each change of it they are made again."""
+_MODULES = (chunk, dates, encode, labelled, parts, render, store)
+_MAKING = (
+    *(Path(module.__file__ or "") for module in _MODULES),
+    Path(__file__).with_name("tokenize.py"),  # it imports this one
+)
+"""Code that decides about samples: with each change of it they are made again."""
+_SETTINGS = ("truncation_side", "split_special_tokens")
+"""What a tokenizer heeds besides what its backend holds."""
 _LOG = logging.getLogger("rango")
 
 Write = Callable[[Path], SampleStore]
@@ -50,7 +56,7 @@ Write = Callable[[Path], SampleStore]
 def cache_key(data: str, tokenizer: Any, options: TokenOptions) -> str:
     """What samples are kept under; `data` is the digest of their examples."""
     deciding = {
-        "code": [file_digest(Path(module.__file__ or "")) for module in _MAKING],
+        "code": [file_digest(path) for path in _MAKING],
         "data": data,
         "tokenizer": tokenizer_digest(tokenizer),
         "options": asdict(options),
@@ -66,9 +72,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
     backend.pop("padding", None)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     marked = sorted(tokenizer.all_special_ids)
-    return json_digest(
-        [type(tokenizer).__name__, backend, special, marked, tokenizer.chat_template]
-    )
+    settings = [getattr(tokenizer, name, None) for name in _SETTINGS]
+    name, template = type(tokenizer).__name__, tokenizer.chat_template
+    return json_digest([name, backend, special, marked, settings, template])
 
 
 def examples_digest(examples: Iterable[Example]) -> str:

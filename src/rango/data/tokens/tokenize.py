@@ -88,7 +88,8 @@ def tokenize(
     cache: keep the samples in that folder (True: the user's), at most cache_gb · 10⁹ bytes, and
     take them from there where the same data was tokenized before in the same way. The data is known
     by `data`, a digest of all that decides which examples come and in what order (files, columns,
-    split), and then is not read at all; without one, a list is digested, an iterator not kept.
+    split), and then is not read at all; without one, a list is digested, an iterator not kept. Nor
+    is anything of a tokenizer that is Python alone, whose doings have no digest.
     unchanged: asked before samples are kept, whether `data` still is the digest of the data.
     skip: is given the fault of each example that cannot be used, which is then left out; without it
     they are raised.
@@ -109,7 +110,7 @@ def tokenize(
     def write(folder: Path) -> SampleStore:
         return _write(examples, tokenizer, options, folder, workers, total, skip, progress)
 
-    kept = open_token_cache(cache, cache_gb)
+    kept = open_token_cache(cache, cache_gb) if tokenizer.is_fast else None
     if kept is not None and data is None and isinstance(examples, Sequence):
         data = examples_digest(examples)
     if kept is None or data is None:

@@ -57,10 +57,13 @@ def encode_chunks(
     """Each chunk encoded, in order; whatever the number of workers, the result is the same.
 
     workers None: one a core where there is more than a little to do (total: all examples, if that
-    is known); 0 or 1: all is done in this process.
+    is known); 0 or 1: all is done in this process. So it is with a tokenizer that is Python alone:
+    whether a worker's is the same cannot be told.
     """
     own, stream = ChunkEncoder(tokenizer, options), iter(chunks)
     count = len(os.sched_getaffinity(0)) if workers is None else workers
+    if not tokenizer.is_fast:
+        count = 1
     if count < 2 or (workers is None and total is not None and total < 2 * _ALONE):
         yield from map(own.encode, stream)
         return
