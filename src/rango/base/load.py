@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from rango.base.architecture import Architecture, architecture, kind_of
 from rango.base.cache import BaseCache, Wanted, open_cache
 from rango.base.checkpoint import Checkpoint, open_checkpoint
 from rango.base.classifier import is_classifier, labels_of
-from rango.base.config import DEFAULT_CACHE_GB, BaseDtype, Compute, Quantize
+from rango.base.config import DEFAULT_CACHE_GB, BaseConfig, BaseDtype, Compute, Quantize
 from rango.base.fingerprint import combine, digest_tensor, resolve, tied_vocabulary
 from rango.base.linear import QuantizedLinear
 from rango.base.model import Base
@@ -29,7 +29,7 @@ from rango.errors import CheckpointError, ConfigError, nearest
 from rango.numerics.nf4 import NF4Tensor
 from rango.progress import Progress, silent
 
-__all__ = ["Base", "base_from_model", "load_base"]
+__all__ = ["Base", "base_from_model", "load_base", "load_configured"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -107,6 +107,14 @@ def load_base(
     if store and wanted and found is None:
         _keep(base, store, wanted, checkpoint, progress)
     return base
+
+
+def load_configured(
+    config: BaseConfig, *, labels: Sequence[str] | None = None, progress: Progress = silent
+) -> Base:
+    """`load_base` as a run's config says."""
+    options = asdict(config)
+    return load_base(options.pop("model"), **options, labels=labels, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from rango.adapters.attach import Adapted, attach
 from rango.base.classifier import check_single_label, draw_head, stored_labels
-from rango.base.load import Base, load_base
+from rango.base.load import Base, load_configured
 from rango.base.packing import Packing, packing_probe
 from rango.base.tokenizer import load_tokenizer
 from rango.data.templates.choose import use_template
@@ -124,18 +124,7 @@ def _with_plan(config: RunConfig, plan: StepPlan) -> RunConfig:
 
 
 def _load(config: RunConfig, labels: Sequence[str], progress: Progress) -> Base:
-    base = load_base(
-        config.base.model,
-        dtype=config.base.dtype,
-        compute=config.base.compute,
-        quantize=config.base.quantize,
-        double_quant=config.base.double_quant,
-        labels=labels or None,
-        revision=config.base.revision,
-        cache=config.base.cache,
-        cache_gb=config.base.cache_gb,
-        progress=progress,
-    )
+    base = load_configured(config.base, labels=labels or None, progress=progress)
     if labels:
         check_single_label(base.model, base.source)
     else:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from rango.data.tokens.pack import Packed
 from rango.errors import ConfigError, DataError, TokenizerError, VerificationError
 from rango.evaluation.fit import check_fit, check_labelled
 from rango.progress import Progress, silent
-from rango.tracking.events import EventLog, json_numbers
+from rango.tracking.events import json_numbers
 from rango.training.checkpoint import Origins, RunState
 from rango.training.determinism import deterministic_kernels
 from rango.training.fit import conclude
@@ -32,7 +30,7 @@ from rango.training.loop import Run, account, look
 from rango.training.many.config import ManyConfig
 from rango.training.many.finish import finish_job
 from rango.training.many.gradients import Share, add_gradients
-from rango.training.many.job import Job
+from rango.training.many.job import Job, JobLog, events_of
 from rango.training.many.scheduler import Scheduler
 from rango.training.many.snapshot import Snapshot, Training, latest_snapshot, save_snapshot
 from rango.training.memory import PeakMemory
@@ -272,7 +270,8 @@ class Fleet:
         config = replace(config, training=replace(config.training, eval_every=plan.eval_every))
         folder = RunFolder(config.output)
         files = ExitStack()
-        log = files.enter_context(_events_of(folder, dataclasses.asdict(config), then))
+        before = then.state.events if then else None
+        log = files.enter_context(events_of(folder, dataclasses.asdict(config), before))
         run = Run(
             trainee=trainee,
             samples=data.train.samples,
@@ -285,7 +284,7 @@ class Fleet:
                 pad_id=tokenizer.pad_token_id,
                 forgetting=forgetting,
             ),
-            recorder=_Log(log),
+            recorder=JobLog(log),
             packed=self.packed,
             pad_id=tokenizer.pad_token_id,
         )
@@ -375,31 +374,3 @@ def _fault(share: Share, norm: torch.Tensor) -> str | None:
             f"the gradient's norm is {float(norm)}, at a loss of {share.loss / share.targets:.4g}"
         )
     return None
-
-
-@contextmanager
-def _events_of(
-    folder: RunFolder, config: dict[str, Any], then: Training | None
-) -> Iterator[EventLog]:
-    """A job's log: new, or as it was `then`. What was written after the last snapshot goes."""
-    if then is None and folder.path.exists():
-        shutil.rmtree(folder.path)
-    folder.result.unlink(missing_ok=True)
-    with folder.open(config, resume=then is not None) as log:
-        log.truncate(then.state.events if then else 0)
-        yield log
-
-
-class _Log:
-    """A job's recorder: its events; the fleet keeps the rest."""
-
-    def __init__(self, log: EventLog) -> None:
-        self._log = log
-
-    def event(self, event: str, step: int, **values: Any) -> None:
-        """Append it."""
-        self._log.append(event, step, **values)
-
-    def checkpoint(self, state: RunState, tensors: Any) -> Path | None:
-        """Nothing: a snapshot has all jobs."""
-        return None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rango.base.roles import Uncovered
 from rango.data.tokens.pack import epoch_order, lengths_of
 from rango.tracking.events import EventLog
+from rango.training.checkpoint import RunState
 from rango.training.config import RunConfig
 from rango.training.loop import Run
 from rango.training.prepare import Samples
@@ -48,3 +52,29 @@ class Job:
     def cost(self) -> int:
         """Tokens of its next step."""
         return int(lengths_of(self.run.samples, self.next_step()).sum())
+
+
+@contextmanager
+def events_of(folder: RunFolder, config: dict[str, Any], events: int | None) -> Iterator[EventLog]:
+    """A job's log: new, or cut back to its first `events` bytes, as the last snapshot has it."""
+    if events is None and folder.path.exists():
+        shutil.rmtree(folder.path)
+    folder.result.unlink(missing_ok=True)
+    with folder.open(config, resume=events is not None) as log:
+        log.truncate(events or 0)
+        yield log
+
+
+class JobLog:
+    """A job's recorder: its events; the fleet keeps the rest."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+
+    def event(self, event: str, step: int, **values: Any) -> None:
+        """Append it."""
+        self._log.append(event, step, **values)
+
+    def checkpoint(self, state: RunState, tensors: Any) -> Path | None:
+        """Nothing: a snapshot has all jobs."""
+        return None

@@ -13,7 +13,7 @@ from typing import Any
 from rango.adapters.attach import attach_targets
 from rango.adapters.config import LoraConfig
 from rango.adapters.targets import Target, find_targets
-from rango.base.load import Base, load_base
+from rango.base.load import Base, load_configured
 from rango.base.packing import packing_probe
 from rango.base.roles import Uncovered, uncovered_weights
 from rango.base.tokenizer import load_tokenizer
@@ -74,17 +74,7 @@ def train_many(
     folder.check(resume)
     _allow_files(config)
     tokenizer = load_tokenizer(config.base.model, config.base.revision)
-    base = load_base(
-        config.base.model,
-        dtype=config.base.dtype,
-        compute=config.base.compute,
-        quantize=config.base.quantize,
-        double_quant=config.base.double_quant,
-        revision=config.base.revision,
-        cache=config.base.cache,
-        cache_gb=config.base.cache_gb,
-        progress=progress,
-    )
+    base = load_configured(config.base, progress=progress)
     if base.kind != "causal":
         raise ConfigError(
             f"{base.source}: {type(base.model).__name__} does not continue text, and many jobs at "
