@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rango.adapters.fused import shared
 from rango.adapters.fused.norm import Norm
 from rango.adapters.fused.place import Place
 from rango.adapters.projection import Gradients, Narrow, Projection, sum_gradients, wanted_of
 from rango.adapters.update import Part
-from rango.base.workspace import Workspace
 from rango.kernels.attention import attention, attention_backward
 from rango.kernels.rotary import rotate
 
@@ -31,8 +31,6 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _CHEAP = 16
 """Attention is computed again where it takes at most this part of the projections' operations."""
-
-_narrow, _other, _passing = Workspace(), Workspace(), Workspace()  # no backward pass needs these
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class SelfAttention:
     def _attended(
         self, q: Tensor, k: Tensor, v: Tensor, place: Place, passing: bool
     ) -> tuple[Tensor, Tensor]:
-        out = _passing.like(q, q[0].numel()).view_as(q) if passing else None
+        out = shared.inner.like(q, q[0].numel()).view_as(q) if passing else None
         return attention(q, k, v, **_reach(place), scale=self.scale, out=out)
 
     def is_cheap(self, place: Place, tokens: int) -> bool:
@@ -133,7 +131,7 @@ class _SelfAttention(torch.autograd.Function):
     ) -> Tensor:
         flat = x.view(-1, x.shape[-1])  # (T, hidden)
         parts = [projection.parts(x.shape[:-1]) for projection in half.projections]
-        normed = half.norm.forward(flat, out=_narrow.like(flat, flat.shape[1]))
+        normed = half.norm.forward(flat, out=shared.narrow.like(flat, flat.shape[1]))
         ctx.attends_again = not recompute and half.is_cheap(place, len(flat))
         inside, kept = half.attend(normed, parts, place, passing=ctx.attends_again)
         out = inside[3].flatten(1)
@@ -170,9 +168,9 @@ class _SelfAttention(torch.autograd.Function):
         for_out = half.o.backward(grad, attended, ctx.kept[3], gradients, wanted[3], needs_heads)
         grad_x = None
         if needs_heads:
-            grad_out = sum_gradients([for_out], _other.like(attended, attended.shape[1])).view_as(
-                out
-            )
+            grad_out = sum_gradients(
+                [for_out], shared.other.like(attended, attended.shape[1])
+            ).view_as(out)
             grads = list(
                 attention_backward(grad_out, q, k, v, out, lse, **_reach(place), scale=half.scale)
             )
@@ -180,7 +178,7 @@ class _SelfAttention(torch.autograd.Function):
                 grads[i] = rotate(grads[i], place.cos, place.sin, inverse=True, out=grads[i])
                 if norm is not None:
                     grads[i] = norm.backward(grads[i], before_norms[i])
-            normed = half.norm.forward(flat, out=_narrow.like(flat, flat.shape[1]))
+            normed = half.norm.forward(flat, out=shared.narrow.like(flat, flat.shape[1]))
             shares = [
                 projection.backward(
                     grads[i].flatten(1), normed, ctx.kept[i], gradients, wanted[i], needs_x

@@ -15,15 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rango.adapters.fused import shared
 from rango.adapters.fused.norm import Norm
 from rango.adapters.projection import Gradients, Narrow, Projection, sum_gradients, wanted_of
 from rango.adapters.update import Part
-from rango.base.workspace import Workspace
 from rango.kernels.gated import gated, gated_backward
-
-# what no backward pass needs lies here, or the heap would be torn by it: large pieces that come and
-# go between those that stay
-_narrow, _inner, _other = Workspace(), Workspace(), Workspace()
 
 
 @dataclass(frozen=True)
@@ -68,9 +64,9 @@ class _GatedMlp(torch.autograd.Function):
     ) -> Tensor:
         flat = x.view(-1, x.shape[-1])  # (T, hidden)
         parts = [projection.parts(x.shape[:-1]) for projection in half.projections]
-        normed = half.norm.forward(flat, out=_narrow.like(flat, flat.shape[1]))
+        normed = half.norm.forward(flat, out=shared.narrow.like(flat, flat.shape[1]))
         gate, up, kept = half.widen(normed, parts)
-        inner = gated(gate, up, half.activation, out=_inner.like(gate, gate.shape[1]))
+        inner = gated(gate, up, half.activation, out=shared.inner.like(gate, gate.shape[1]))
         y = torch.empty_like(x)
         kept.append(half.down.forward(inner, parts[2], y.view_as(flat), start=flat))
         ctx.save_for_backward(x, *leaves, *([] if recompute else [gate, up]))
@@ -93,16 +89,16 @@ class _GatedMlp(torch.autograd.Function):
         # nothing below the lowest adapted layer: gate and up may need no gradient either
         needs_inner = needs_x or any(map(any, wanted[:2]))
 
-        inner = gated(gate, up, half.activation, out=_inner.like(gate, gate.shape[1]))
+        inner = gated(gate, up, half.activation, out=shared.inner.like(gate, gate.shape[1]))
         for_inner = half.down.backward(grad, inner, ctx.kept[2], gradients, wanted[2], needs_inner)
         grad_x = None
         if needs_inner:
-            grad_inner = sum_gradients([for_inner], _other.like(inner, inner.shape[1]))
+            grad_inner = sum_gradients([for_inner], shared.other.like(inner, inner.shape[1]))
             # elementwise, so each gradient takes the place of a tensor that is read before
             grad_gate, grad_up = gated_backward(
                 grad_inner, gate, up, half.activation, out=(inner, grad_inner)
             )
-            normed = half.norm.forward(flat, out=_narrow.like(flat, flat.shape[1]))
+            normed = half.norm.forward(flat, out=shared.narrow.like(flat, flat.shape[1]))
             shares = [
                 half.gate.backward(grad_gate, normed, ctx.kept[0], gradients, wanted[0], needs_x),
                 half.up.backward(grad_up, normed, ctx.kept[1], gradients, wanted[1], needs_x),

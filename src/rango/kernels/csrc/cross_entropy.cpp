@@ -279,6 +279,7 @@ void linear_cross_entropy(const float* hidden, int64_t tokens, const Weight& wei
     };
     in_pieces(count, 16, threads, merge);
   }
+  give_back(1);
 }
 
 }  // namespace rango::RANGO_ISA
