@@ -112,6 +112,8 @@ def measure(options: argparse.Namespace, speed: dict[str, Any], findings: Findin
     giant = options.shape or ("25m" if options.quick else "7b")
     findings.attempt(f"{giant} in NF4", lambda: _giant(giant, options, speed, findings))
     lengths = options.lengths or ([256] if options.quick else [256, 1024])
+    if options.shape == "7b" and not options.lengths:
+        return  # the peer's fp32 copy of it would take 27 GB
     shape = options.shape or ("25m" if options.quick else "0.5b")
     for tokens in lengths:
         findings.attempt(
