@@ -204,6 +204,20 @@ def test_data_steers_neither_terminal_nor_page(
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page)
 
 
+def test_files_are_written_whoever_reads_the_output(
+    write: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("rango.cli.check.show", gone)
+    fixed, report = tmp_path / "fixed.jsonl", tmp_path / "report.html"
+    with pytest.raises(BrokenPipeError):
+        main([write(*COPIED), "--fix", str(fixed), "--report", str(report)])
+    assert report.is_file()
+    assert len(fixed.read_text().splitlines()) == 2
+
+
 def test_half_characters_are_still_json(
     tmp_path: Path, write: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:

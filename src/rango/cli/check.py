@@ -140,15 +140,18 @@ def main(words: Sequence[str]) -> int:
             shown=options.show,
             progress=progress,
         )
-    if not parsed.json:
-        show(audit_view(audit, previews))
+    # files first: whoever reads our output may stop reading
     if options.report:
         write_audit_report(options.report, audit, previews)
-        say(f"report: {options.report}")
     fixed = None
     if options.fix:
         with ProgressBars() as progress:
             fixed = write_fixed(source, audit, options.fix, columns=columns, progress=progress)
+    if not parsed.json:
+        show(audit_view(audit, previews))
+    if options.report:
+        say(f"report: {options.report}")
+    if fixed:
         say(f"fixed: {fixed.out} ({fixed.kept:,} kept)")
         say(f"left out: {fixed.log} ({fixed.dropped:,})")
     if parsed.json:
