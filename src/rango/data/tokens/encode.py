@@ -48,7 +48,10 @@ class Encoder:
                 "the tokenizer gives no character offsets; use one with a tokenizer.json"
             )
         if tokenizer.eos_token_id is None and not labels:
-            raise TokenizerError("the tokenizer has no end token; set eos_token in its files")
+            raise TokenizerError(
+                "the tokenizer has no end token, without which no answer would ever end; set "
+                "eos_token in its files (those of encoders have none: they learn text and label)"
+            )
         self._tokenizer = tokenizer
         self._last_only = last_only
         self._end = tokenizer.eos_token_id
