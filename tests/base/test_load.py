@@ -371,7 +371,7 @@ _MEASURE = """
     import torch
     import transformers.models.llama.modeling_llama
     from rango.base.load import load_base
-    from rango.base.stream import return_freed_memory
+    from rango.base.heap import return_freed_memory
 
     def anonymous():
         with open("/proc/self/status") as status:

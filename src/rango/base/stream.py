@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from rango.base.architecture import Architecture, quiet_transformers
 from rango.base.checkpoint import Checkpoint, read_json, read_tensor
 from rango.base.classifier import is_new, is_pooler, zero_missing
 from rango.base.fingerprint import TensorDigest, digest_stored
+from rango.base.heap import return_freed_memory
 from rango.base.product import Quantized
 from rango.base.quantized_files import quantized_groups, read_quantized
 from rango.base.quantizer import LoadPlan, StreamConfig, exchange_layers
@@ -32,7 +32,6 @@ from rango.progress import Progress, silent
 
 _TRIM_EVERY = 32 * 2**20
 _HASH_AHEAD = 2**30
-_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,6 @@ def stream_model(
         arrivals.release()
     return_freed_memory()
     return Streamed(model.eval(), digests)
-
-
-def return_freed_memory() -> None:
-    """Hand freed heap pages back to the system; glibc would keep tens of megabytes of them."""
-    if hasattr(_LIBC, "malloc_trim"):
-        _LIBC.malloc_trim(0)
 
 
 class _Arrivals:

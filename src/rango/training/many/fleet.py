@@ -15,6 +15,7 @@ import torch
 from rango.adapters.attach import Adapted
 from rango.adapters.recompute import recomputing
 from rango.adapters.targets import Target
+from rango.base.heap import keep_freed_memory
 from rango.base.roles import Uncovered
 from rango.data.templates.choose import use_template
 from rango.data.tokens.pack import Packed
@@ -99,6 +100,7 @@ class Fleet:
     def run(self) -> None:
         """Train all jobs. Raises KeyboardInterrupt after SIGINT or SIGTERM, the round being
         finished and everything saved."""
+        keep_freed_memory()
         with deterministic_kernels(), stop_requests() as request:
             self._resume()
             while self._admit(request) or request.asked:
