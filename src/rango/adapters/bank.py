@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from rango.adapters.layout import Key, RowLayout
-from rango.base.heap import zero_
 from rango.errors import AdapterError
 
 
@@ -65,7 +64,7 @@ class Bank:
     def zero_grad(self) -> None:
         """Zero the gradient table, and restore the sharing if a default zero_grad() broke it."""
         if self.gradients is not None:
-            zero_(self.gradients)
+            self.gradients.zero_()
         self._bind()
 
     def move(self, device: torch.device, dtype: torch.dtype) -> None:
