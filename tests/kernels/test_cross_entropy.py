@@ -128,6 +128,21 @@ def test_every_kind_in_every_shape(
 
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("threads", [1, 2])
+def test_tokens_in_several_chunks(build: str, threads: int) -> None:
+    """So wide that 8 MB hold the tables of 64 tokens only."""
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(150, 8200, generator=generator)
+    weight = torch.randn(300, 8200, generator=generator) / 8200**0.5
+    targets = torch.randint(0, 300, (150,), generator=generator)
+    with on(build, threads):
+        found = linear_cross_entropy(hidden, weight, targets)
+        lean = linear_cross_entropy(hidden, weight, targets, need_gradient=False)
+    alike(found, *in_fp64(hidden, weight, targets), float(weight.abs().max()))
+    assert torch.equal(found.losses, lean.losses)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("threads", [1, 2])
 def test_a_large_vocabulary_is_summed_exactly(build: str, threads: int) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(8, 12), torch.randn(262_144, 12)

@@ -14,8 +14,6 @@ struct Slot {
 
 thread_local Slot slots[4];
 
-constexpr size_t LARGE = 8 << 20;
-
 }  // namespace
 
 void* scratch(int slot, size_t bytes) {
@@ -31,14 +29,6 @@ void* scratch(int slot, size_t bytes) {
     }
   }
   return held.memory;
-}
-
-void give_back(int slot) {
-  Slot& held = slots[slot];
-  if (held.size <= LARGE) return;
-  std::free(held.memory);
-  held.memory = nullptr;
-  held.size = 0;
 }
 
 }  // namespace rango

@@ -10,8 +10,4 @@ namespace rango {
 // what most kernels do with it.
 void* scratch(int slot, size_t bytes);
 
-// Frees what the calling thread holds of a slot if it is large: for a kernel that takes much of it
-// once a step, while the rest of the step needs the memory for other things.
-void give_back(int slot);
-
 }  // namespace rango
