@@ -35,6 +35,24 @@ def test_train_job(run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_many(run: Run) -> None:
+    pytest.importorskip("peft")
+    result = run("many", "--shapes", "toy", "--kinds", "fp32", "--counts", "1", "2")
+    names = [row["name"].partition(": ")[2] for row in result["rows"]]
+    assert names[-1] == "peak memory less 1 of its rows"
+    assert names.count("speed") == 4
+    assert {check["what"].partition(": ")[0] for check in result["checks"]} == set(
+        result["measured"]
+    )
+    without = result["rows"][-1]
+    assert without["settings"]["left_out_bytes"] == without["settings"]["parameters_of_a_row"] * 16
+    together = next(
+        row for row in result["rows"] if row["name"].startswith("2 jobs, toy, fp32: 50")
+    )
+    assert together["ours"] < together["peer"]
+
+
+@pytest.mark.slow
 def test_decode(run: Run) -> None:
     pytest.importorskip("peft")
     options = ("--new-tokens", "4", "--prompt", "4", "--rounds", "1")

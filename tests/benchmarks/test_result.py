@@ -88,6 +88,11 @@ def results(module: Module, tmp_path: Path) -> Path:
         rowless = name in ("train_job", "hotspots")
         result = _result(name, [] if rowless else rows, measured)
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    at_once = [
+        of(f"{n} jobs, toy, fp32: speed", "tokens/s", [2.0], [1.0], "PEFT", jobs=n).as_dict()
+        for n in (4, 16)
+    ]
+    (tmp_path / "many.json").write_text(json.dumps(_result("many", at_once, {})))
     (tmp_path / "demo.json").write_text(json.dumps({"rows": []}))  # another program's
     return tmp_path
 

@@ -84,6 +84,27 @@ jobs:
     assert second["chat_template"] == str(home / "chat.jinja")
 
 
+def test_name_stands_for_the_jobs_name(home: Path) -> None:
+    (home / "heldout").mkdir()
+    for name in ("ann", "special"):
+        (home / f"heldout/{name}.jsonl").write_text(LINE)
+    path = write(
+        home,
+        """
+defaults: {data: {valid: "heldout/{name}.jsonl", chat_template: chatml}}
+customers: data/*
+jobs:
+  - {name: special, data: {train: "{name}.jsonl"}}
+  - {name: other, data: {train: special.jsonl, valid: special.jsonl}}
+""",
+    )
+    data = {job["name"]: job["data"] for job in read_many(path)["jobs"]}
+    for name in ("ann", "bob", "special"):  # bob has none, and is to be told so
+        assert data[name]["valid"] == str(home / f"heldout/{name}.jsonl")
+        assert data[name]["chat_template"] == "chatml"
+    assert data["special"]["train"] == data["other"]["valid"] == str(home / "special.jsonl")
+
+
 def test_a_name_of_the_hub_stays(home: Path) -> None:
     path = write(home, "base: {model: org/model}\njobs: [{name: a, data: {train: special.jsonl}}]")
     assert read_many(path)["base"]["model"] == "org/model"
