@@ -30,11 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=int, default=10, help="how often to kill")
     parser.add_argument("--longest", type=float, default=20.0, help="seconds until it is killed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("flags", nargs="*", help="of rango train")
-    options = parser.parse_args(arguments)
+    words = [*(sys.argv[1:] if arguments is None else arguments), "--"]
+    own = words.index("--")
+    options, passed_on = parser.parse_args(words[:own]), words[own + 1 : -1]
     options.output.mkdir(parents=True)
     whole, killed = options.output / "whole", options.output / "killed"
-    flags = ["--snapshot_seconds", "1", *options.flags]
+    flags = ["--snapshot_seconds", "1", *passed_on]
     command = [sys.executable, "-m", "rango.cli.main", "train", str(options.jobs), *flags]
     began = time.perf_counter()
     subprocess.run([*command, "--output", str(whole)], check=True, stdout=subprocess.DEVNULL)

@@ -37,19 +37,14 @@ def test_train_job(run: Run) -> None:
 @pytest.mark.slow
 def test_many(run: Run) -> None:
     pytest.importorskip("peft")
-    result = run("many", "--shapes", "toy", "--kinds", "fp32", "--counts", "1", "2")
-    names = [row["name"].partition(": ")[2] for row in result["rows"]]
-    assert names[-1] == "peak memory less 1 of its rows"
-    assert names.count("speed") == 4
-    assert {check["what"].partition(": ")[0] for check in result["checks"]} == set(
-        result["measured"]
-    )
-    without = result["rows"][-1]
-    assert without["settings"]["left_out_bytes"] == without["settings"]["parameters_of_a_row"] * 16
-    together = next(
-        row for row in result["rows"] if row["name"].startswith("2 jobs, toy, fp32: 50")
-    )
-    assert together["ours"] < together["peer"]
+    result = run("many", "--shapes", "toy", "--kinds", "fp32", "--counts", "2", "--rounds", "1")
+    names = [row["name"] for row in result["rows"]]
+    assert names.count("2 jobs, toy, fp32: speed") == 2
+    whole = result["rows"][names.index("2 jobs, toy, fp32: 50 steps with imports and loading")]
+    assert whole["ours"] < whole["peer"]
+    assert [check["what"].rpartition(" ")[2] for check in result["checks"]] == [
+        *("rango-fp32", "peft-fp32")
+    ]
 
 
 @pytest.mark.slow

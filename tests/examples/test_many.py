@@ -61,7 +61,7 @@ def test_the_data_are_what_the_script_says() -> None:
     assert set(make.FROM_CLDR) < set(train)
     assert not set(make.LIKE_OTHERS) & set(train)
     for some, most in ((train, make.TRAIN), (held_out, make.TEST)):
-        assert all(most * 0.85 <= len(each) <= most for each in some.values())
+        assert all(most * 0.8 <= len(each) <= most for each in some.values())
         assert all(len(set(each)) == len(each) for each in some.values())
     learnt = {phrase for each in train.values() for phrase in each}
     kept_back = {phrase for each in held_out.values() for phrase in each}
@@ -92,7 +92,7 @@ def test_a_few_customers_for_two_steps(
     output = tmp_path / "out"
     flags = ["--base.model", str(demo_base), "--training.max_steps", "2"]
     assert main(["train", str(few), "--output", str(output), *flags]) == 0
-    assert "better than the base on what was held out: 3 of 3" in capsys.readouterr().out
+    assert "better than the base on what was held out: 3 of 3" in capsys.readouterr().err
     compare = script("compare")
     folders = [output / "jobs" / name / "adapter" for name in FEW]
     base = rango.load_base(demo_base)
