@@ -28,7 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="folder for both runs, which must not exist yet")
     parser.add_argument("--jobs", type=Path, default=HERE, help="what rango train is given")
     parser.add_argument("--times", type=int, default=10, help="how often to kill")
-    parser.add_argument("--longest", type=float, default=20.0, help="seconds until it is killed")
+    parser.add_argument(
+        "--longest",
+        type=float,
+        help="most seconds until it is killed; by default such that the kills spread over a run",
+    )
     parser.add_argument("--seed", type=int, default=0)
     words = [*(sys.argv[1:] if arguments is None else arguments), "--"]
     own = words.index("--")
@@ -39,11 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = [sys.executable, "-m", "rango.cli.main", "train", str(options.jobs), *flags]
     began = time.perf_counter()
     subprocess.run([*command, "--output", str(whole)], check=True, stdout=subprocess.DEVNULL)
-    print(f"undisturbed: {time.perf_counter() - began:.0f} s", flush=True)
+    seconds = time.perf_counter() - began
+    print(f"undisturbed: {seconds:.0f} s", flush=True)
+    longest = options.longest or 20 + 2 * seconds / options.times  # it starts anew each time
     drawn, kills = random.Random(options.seed), 0
     while not (killed / "result.json").exists():
         resume = ["--resume"] if (killed / "config.yaml").exists() else []
-        wait = drawn.uniform(0, options.longest) if kills < options.times else None
+        wait = drawn.uniform(0, longest) if kills < options.times else None
         ended = _run([*command, "--output", str(killed), *resume], wait)
         if ended is None:
             kills += 1
