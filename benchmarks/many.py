@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace, speed: dict[str, Any], findings: Findin
         for kind in options.kinds:
             peaks: dict[int, dict[str, Any]] = {}
             known = ROUNDS.get(shape, ROUNDS["25m"])
-            for count in sorted(options.counts or ([1, 4] if options.quick else known)):
+            for count in sorted(options.counts or ([4] if options.quick else known)):
                 name = f"{count} jobs, {shape}, {kind}" if count > 1 else f"1 job, {shape}, {kind}"
                 rounds = options.rounds or (2 if options.quick else known.get(count, 2))
                 arguments = (name, shape, kind, count, rounds, options, findings, peaks)
