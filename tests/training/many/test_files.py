@@ -110,6 +110,20 @@ def test_a_name_of_the_hub_stays(home: Path) -> None:
     assert read_many(path)["base"]["model"] == "org/model"
 
 
+def test_the_base_is_named_by_a_plain_path_unless_a_link_makes_it_another(home: Path) -> None:
+    text = "base: {model: ../base}\njobs: [{name: a, data: {train: x.jsonl}}]"
+    (home / "jobs").mkdir()
+    write(home / "jobs", text)
+    assert read_many(home / "jobs")["base"]["model"] == str(home / "base")
+    (home / "far" / "jobs").mkdir(parents=True)
+    (home / "far" / "base").mkdir()
+    write(home / "far" / "jobs", text)
+    (home / "link").symlink_to(home / "far" / "jobs")
+    found = read_many(home / "link")["base"]["model"]
+    assert Path(found).samefile(home / "far" / "base")
+    assert not Path(found).samefile(home / "base")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
