@@ -29,7 +29,7 @@ help:
 	@echo 'make demo    make .venv and run the demo (about 10 minutes on 2 cores)'
 	echo 'make test    make .venv; ruff, mypy, pytest'
 	echo 'make lint    ruff and mypy only'
-	echo 'make bench   everything against PEFT, bitsandbytes and TRL (some two hours)'
+	echo 'make bench   everything against PEFT, bitsandbytes and TRL (some three hours)'
 	echo 'make bench-quick  the same in small, about 5 minutes'
 	echo 'make clean   remove .venv, builds and caches'
 

@@ -135,6 +135,12 @@ def memory(pid: int | str = "self") -> dict[str, int]:
     return {name: int(match[1]) * 1024 for name, match in found.items() if match}
 
 
+def age() -> float:
+    """Seconds since this process began."""
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]  # proc(5): starttime
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+
+
 def summary(samples: Sequence[float]) -> dict[str, float]:
     return {
         "median": statistics.median(samples),
@@ -259,11 +265,12 @@ def _serve(pipe: Connection, contestant: Contestant, threads: int) -> None:
         made = make(**contestant.options)
         seconds = time.perf_counter() - started
         loaded = memory()
-        lowered = _lower_peak()
+        lowered = lower_peak()
         pipe.send(
             {
                 "pid": os.getpid(),
                 "load_seconds": seconds,
+                "ready_seconds": age(),
                 "imports_bytes": imported["VmRSS"],
                 "imports_anonymous_bytes": imported["RssAnon"],
                 "loaded_bytes": loaded["VmRSS"],
@@ -307,7 +314,7 @@ def hide_folder() -> None:
     sys.path[:] = [entry for entry in sys.path if entry != here]
 
 
-def _lower_peak() -> bool:
+def lower_peak() -> bool:
     """Lower the system's mark of the highest resident memory to the present value."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5)

@@ -45,7 +45,13 @@ def kernels(results: dict[str, dict[str, Any]], axes: Any) -> None:
 
 def memory(results: dict[str, dict[str, Any]], axes: Any) -> None:
     """Peak memory, ours and the peer's."""
-    rows = [row for one in results.values() for row in one["rows"] if row["unit"] == "bytes"]
+    rows = [
+        row
+        for name, one in results.items()
+        if name != "many"  # too many
+        for row in one["rows"]
+        if row["unit"] == "bytes"
+    ]
     places = range(len(rows))
     for side, colour, shift in (("ours", OURS, -0.2), ("peer", PEER, 0.2)):
         values = [row[side] / 1e9 for row in rows]
@@ -88,10 +94,31 @@ def losses_by_step(results: dict[str, dict[str, Any]], axes: Any) -> None:
     axes.legend(frameon=False)
 
 
+def many(results: dict[str, dict[str, Any]], axes: Any) -> None:
+    """How many times as fast jobs at once are as one after another, by their number."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in results["many"]["rows"]:
+        if row["unit"] == "tokens/s":
+            kind = row["name"].partition(", ")[2].partition(":")[0]
+            line = lines.setdefault(f"{kind}, against {row['against']}", [])
+            line.append((row["settings"]["jobs"], row["ratio"]))
+    for name, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+    counts = sorted({count for points in lines.values() for count, _ in points})
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set_xlabel("jobs")
+    axes.set_ylabel("times as fast")
+    axes.legend(frameon=False, fontsize=7)
+
+
 FIGURES: dict[str, tuple[Callable[[dict[str, dict[str, Any]], Any], None], tuple[str, ...]]] = {
     "bench-speed": (speed, ("train_step",)),
     "bench-memory": (memory, ("train_step",)),
     "bench-kernels": (kernels, ("kernels",)),
+    "bench-many": (many, ("many",)),
     "bench-losses": (losses, ("train_job",)),
     "bench-losses-by-step": (losses_by_step, ("train_job",)),
 }

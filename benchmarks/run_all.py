@@ -18,7 +18,10 @@ from contest import say
 from result import RESULTS, has_bf16_units, remarks, rows_table
 from rich.console import Console
 
-PROGRAMS = ("train_step", "train_job", "decode", "kernels", "load", "memory", "hotspots", "data")
+PROGRAMS = (
+    *("train_step", "train_job", "many", "decode", "kernels", "load", "memory", "hotspots"),
+    "data",
+)
 COMPARING_BF16 = ("decode",)  # a training step of that peer takes many minutes
 
 

@@ -35,6 +35,19 @@ def test_train_job(run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_many(run: Run) -> None:
+    pytest.importorskip("peft")
+    result = run("many", "--shapes", "toy", "--kinds", "fp32", "--counts", "2", "--rounds", "1")
+    names = [row["name"] for row in result["rows"]]
+    assert names.count("2 jobs, toy, fp32: speed") == 2
+    whole = result["rows"][names.index("2 jobs, toy, fp32: 50 steps with imports and loading")]
+    assert whole["ours"] < whole["peer"]
+    assert [check["what"].rpartition(" ")[2] for check in result["checks"]] == [
+        *("rango-fp32", "peft-fp32")
+    ]
+
+
+@pytest.mark.slow
 def test_decode(run: Run) -> None:
     pytest.importorskip("peft")
     options = ("--new-tokens", "4", "--prompt", "4", "--rounds", "1")

@@ -88,6 +88,11 @@ def results(module: Module, tmp_path: Path) -> Path:
         rowless = name in ("train_job", "hotspots")
         result = _result(name, [] if rowless else rows, measured)
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    at_once = [
+        of(f"{n} jobs, toy, fp32: speed", "tokens/s", [2.0], [1.0], "PEFT", jobs=n).as_dict()
+        for n in (4, 16)
+    ]
+    (tmp_path / "many.json").write_text(json.dumps(_result("many", at_once, {})))
     (tmp_path / "demo.json").write_text(json.dumps({"rows": []}))  # another program's
     return tmp_path
 
@@ -96,7 +101,7 @@ def test_page_is_filled_between_its_marks(module: Module, results: Path) -> None
     page = module("page")
     marks = "before\n<!-- bench:{0} -->\nold\n<!-- /bench:{0} -->\nafter\n"
     found = page.load(results)
-    assert set(found) == {"train_step", "train_job", "kernels", "hotspots"}
+    assert set(found) == {"train_step", "train_job", "many", "kernels", "hotspots"}
     text = page.filled(marks.format("train_step"), found)
     assert "| LoRA: speed | PEFT | 2.0 tokens/s | 1.0 tokens/s | 2.00 | ≥ 1.15 | yes |" in text
     assert "old" not in text

@@ -73,6 +73,23 @@ def test_a_file_of_jobs_of_which_one_fails(
     assert kept["adapter"]["r"] == 2
 
 
+def test_each_customer_has_its_own_held_out_file(
+    customers: Path, demo_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "held").mkdir()
+    for name, count in (("ann", 2), ("bob", 3)):
+        lines = (customers / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "held" / f"{name}.jsonl").write_text("".join(lines[:count]))
+    output = tmp_path / "out"
+    words = ["train", str(customers), "--base.model", str(demo_base), "--output", str(output)]
+    words += ["--data.valid", str(tmp_path / "held" / "{name}.jsonl")]
+    assert main([*words, *QUICK]) == 11
+    assert "cat.jsonl: no such file" in " ".join(capsys.readouterr().out.split())
+    for name, count in (("ann", 2), ("bob", 3)):
+        facts = json.loads((output / "jobs" / name / "result.json").read_text())
+        assert facts["data"]["valid_samples"] == count
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rango.training.config import TrainingConfig
 from rango.training.fit import train_model
 
 peft = pytest.importorskip("peft")
+loraplus = pytest.importorskip("peft.optimizers")
 
 STEPS, BATCH = 20, 5
 CONFIG = TrainingConfig(
@@ -67,11 +69,21 @@ class Losses:
         pass
 
 
-def peft_losses(folder: Path, samples: list[Sample], name: str) -> list[float]:
+def peft_losses(
+    folder: Path, samples: list[Sample], name: str, ratio: float | None = None
+) -> list[float]:
     """The same steps, one sample at a time, with everyday tools."""
     model = peft.PeftModel.from_pretrained(build(name), folder, is_trainable=True)
     leaves = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(leaves, lr=3e-3, weight_decay=0.01)
+    if ratio is not None:
+        adamw = loraplus.create_loraplus_optimizer(
+            model,
+            torch.optim.AdamW,
+            lr=3e-3,
+            loraplus_lr_ratio=ratio,
+            loraplus_weight_decay=0.01,
+        )
     losses = []
     for step in range(STEPS):
         per_epoch = -(-len(samples) // BATCH)
@@ -105,3 +117,20 @@ def test_twenty_steps_give_the_same_losses(tmp_path: Path, name: str) -> None:
     expected = peft_losses(tmp_path / "start", samples, name)
     assert kept.values[-1] < 0.99 * kept.values[0]
     assert kept.values == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_loraplus_gives_the_same_losses(tmp_path: Path) -> None:
+    samples = make_samples()
+    losses = {}
+    for ratio in (1.0, 16.0):
+        adapted = attach(base_from_model(build("llama")), r=4, lora_alpha=8)
+        save_adapter(adapted, tmp_path / f"start-{ratio}")
+        kept = Losses()
+        train_model(
+            adapted, samples, config=replace(CONFIG, loraplus_lr_ratio=ratio), recorder=kept
+        )
+        losses[ratio] = kept.values
+    expected = peft_losses(tmp_path / "start-16.0", samples, "llama", 16.0)
+    assert losses[16.0] == pytest.approx(expected, rel=1e-5)
+    assert losses[16.0] != pytest.approx(losses[1.0], rel=1e-3)

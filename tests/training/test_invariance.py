@@ -14,20 +14,15 @@ from rango.training.optimizer import AdamWSettings, BankAdamW
 def trajectory(p: float, q: float) -> tuple[list[float], Tensor]:
     """Losses of ten steps, and the last logits."""
     adapted = attach(build("llama"), r=4, lora_alpha=8 / (p * q))
-    rates = torch.full((1, adapted.bank.layout.size), 2e-3)
-    for (site, tensor), slot in adapted.bank.layout.slots.items():
-        part = slice(slot.offset, slot.offset + slot.size)
-        if tensor == "lora_A":
-            adapted.sites[site].A.data.mul_(p)
-        rates[:, part] *= p if tensor == "lora_A" else q
-    optimizer = BankAdamW(
-        adapted.bank, AdamWSettings(eps=0.0)
-    )  # so that it does not see a gradient's scale
+    for site in adapted.sites.values():
+        site.A.data.mul_(p)
+    # eps 0, so that it does not see a gradient's scale
+    optimizer = BankAdamW(adapted.bank, AdamWSettings(eps=0.0, loraplus_lr_ratio=q / p))
     ids, losses = inputs(4, 16), []
     for _ in range(10):
         loss = adapted.model(input_ids=ids, labels=ids).loss
         loss.backward()
-        optimizer.step(rates)
+        optimizer.step(2e-3 * p)
         optimizer.zero_grad()
         losses.append(loss.item())
     with torch.no_grad():

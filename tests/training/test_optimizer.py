@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rango.adapters.bank import Bank
 from rango.adapters.layout import RowLayout
 from rango.errors import AdapterError
+from rango.kernels.adamw import adamw_
 from rango.training.optimizer import AdamWSettings, BankAdamW, ModelAdamW
 
 
@@ -134,16 +135,48 @@ def test_a_learning_rate_for_each_row(active: list[int]) -> None:
         assert torch.equal(bank.row(row), alone.row(row))
 
 
-def test_a_learning_rate_for_each_element() -> None:
-    bank, plain = make_bank(), make_bank()
-    start = bank.parameters.clone()
-    factors = torch.ones(1, bank.layout.size)
-    factors[:, 20:] = 16
-    for each, rate in ((bank, 1e-2 * factors), (plain, 1e-2)):
-        set_gradients(each, 0)
-        BankAdamW(each).step(rate)
-    moved, expected = bank.parameters - start, (plain.parameters - start) * factors
-    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
+def test_loraplus_gives_lora_b_another_rate_and_each_row_its_own_ratio() -> None:
+    bank = make_bank()  # lora_A are the first 20 elements of a row, lora_B the others
+    tables = [bank.parameters.clone(), bank.gradients, *torch.zeros(2, 3, 40)]
+    optimizer = BankAdamW(bank)
+    ratios, rates = [16.0, 1.0, 0.5], torch.tensor([1e-3, 2e-3, 3e-3], dtype=torch.float64)
+    optimizer.settings = [
+        AdamWSettings(weight_decay=0.1, loraplus_lr_ratio=ratio) for ratio in ratios
+    ]
+    factors = torch.ones(3, 40, dtype=torch.float64)
+    factors[:, 20:] *= torch.tensor(ratios)[:, None]
+    for step in range(1, 6):
+        set_gradients(bank, step)
+        optimizer.step(rates)
+        options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
+        adamw_(*tables, torch.full((3,), step), rates[:, None] * factors, **options)
+    assert torch.equal(bank.parameters, tables[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "faster"),
+    [
+        (("q", "lora_A"), (2, 3), False),
+        (("q", "lora_B"), (3, 2), True),
+        (("embed", "lora_embedding_A"), (2, 3), False),
+        (("embed", "lora_embedding_B"), (3, 2), False),
+        (("head", "weight"), (3, 2), False),
+        (("head", "bias"), (6,), True),
+    ],
+)
+def test_what_learns_faster_under_loraplus(
+    key: tuple[str, str], shape: tuple[int, ...], faster: bool
+) -> None:
+    """As PEFT's create_loraplus_optimizer groups them."""
+    layout = RowLayout([(("first", "lora_A"), (2, 2)), (key, shape), (("last", "lora_A"), (1, 2))])
+    bank = Bank(layout, 1)
+    optimizer = BankAdamW(bank, AdamWSettings(loraplus_lr_ratio=4.0))
+    assert bank.gradients is not None
+    bank.gradients.fill_(1.0)
+    optimizer.step(0.5)
+    expected = torch.full((1, 12), -0.5)
+    expected[:, 4:10] *= 4.0 if faster else 1.0
+    torch.testing.assert_close(bank.parameters, expected)
 
 
 def test_elements_without_gradient_stay_exactly_as_they_are_even_without_epsilon() -> None:

@@ -76,6 +76,8 @@ def test_the_learning_rate_follows_the_method() -> None:
         {"micro_tokens": 0},
         {"learning_rate": -1.0},
         {"learning_rate": math.nan},
+        {"loraplus_lr_ratio": 0.0},
+        {"loraplus_lr_ratio": math.inf},
         {"warmup_share": 1.5},
         {"weight_decay": -0.1},
         {"adam_beta1": 1.0},
@@ -94,6 +96,12 @@ def test_values_out_of_range_are_refused_by_name(change: dict[str, Any]) -> None
     (name,) = change
     with pytest.raises(ConfigError, match=rf"training\.{name}: expected .*, found "):
         check_training(replace(TrainingConfig(), **change))
+
+
+def test_full_fine_tuning_has_no_factor_to_learn_faster() -> None:
+    check_training(TrainingConfig(method="full"))
+    with pytest.raises(ConfigError, match="expected 1 with method full, which has no lora_B"):
+        check_training(TrainingConfig(method="full", loraplus_lr_ratio=16.0))
 
 
 def test_every_fault_is_named_at_once() -> None:

@@ -27,7 +27,7 @@ from rango.data.config import DataConfig
 from rango.errors import ConfigError, JobsFailedError
 from rango.training.config import TrainingConfig
 from rango.training.many.config import SHARED, JobConfig, ManyConfig
-from rango.training.many.files import Values, overlaid, read_many
+from rango.training.many.files import Values, named_data, overlaid, read_many
 from rango.training.many.train import ManyResult
 
 DESCRIPTION = """\
@@ -36,8 +36,9 @@ with a data set for each (customers/*.jsonl: an adapter for each file). The jobs
 token using its own job's adapter, so that the base is read once for all; each learns what it would
 learn alone. Flags of adapter, data and training are every job's, whatever the file says.
 
-Each job's folder is OUTPUT/jobs/NAME, as that of a run alone. An interrupted run continues with the
-same command and --resume."""
+In a path of data {name} is the job's name: --data.valid 'held-out/{name}.jsonl' judges each by a
+file of its own. Each job's folder is OUTPUT/jobs/NAME, as that of a run alone. An interrupted run
+continues with the same command and --resume."""
 
 EXAMPLE = """\
   rango train customers/ --base.model BASE --adapter.r 8 --output runs/customers
@@ -88,7 +89,12 @@ def _config(written: Values, given: Values) -> ManyConfig:
         name: given.pop(name) for name in ("adapter", "data", "training") if name in given
     }
     kept = {"data": {"cache": True}}
-    jobs = [overlaid(overlaid(kept, job), job_flags) for job in written.pop("jobs", [])]
+    jobs = []
+    for job in written.pop("jobs", []):
+        own = job_flags
+        if "data" in job_flags:
+            own = job_flags | {"data": named_data(job_flags["data"], job.get("name"))}
+        jobs.append(overlaid(overlaid(kept, job), own))
     values = overlaid(written, given)
     values["base"] = {"cache": True} | (values.get("base") or {})
     for name, flag in (("base", "--base.model"), ("output", "--output")):
@@ -101,19 +107,22 @@ def _config(written: Values, given: Values) -> ManyConfig:
         # hundreds of jobs that differ in their data alone are checked once
         plain = {key: value for key, value in job.items() if key != "name"}
         data = dict(plain.pop("data", None) or {})
-        train = data.pop("train", None)
+        train, valid = data.pop("train", None), data.get("valid")
         if job.get("name") is None:
             raise ConfigError(f"a job over {train} has no name; give it one")
         if not isinstance(train, str):
             raise ConfigError(
                 f"job {job.get('name')}: data.train: expected a file, found {train!r}"
             )
+        if isinstance(valid, str):
+            data["valid"] = "one"
         key = repr((plain, data))
         if key not in known:
             whole = {"name": "job", "data": data | {"train": train}} | plain
             known[key] = parse_values(JobConfig, whole, f"job {job.get('name')}")
         like = known[key]
-        made.append(replace(like, name=str(job.get("name")), data=replace(like.data, train=train)))
+        own_data = replace(like.data, train=train, valid=valid)
+        made.append(replace(like, name=str(job.get("name")), data=own_data))
     run = {name: value for name, value in values.items() if name != "base"}
     base = parse_values(BaseConfig, values["base"], "base")
     return ManyConfig(base=base, jobs=made, **_checked(run))
@@ -145,6 +154,10 @@ def _print(config: ManyConfig, result: ManyResult) -> None:
     show(jobs_table([{"name": name} | vars(one) for name, one in result.outcomes.items()]))
     trained = [one for one in result.outcomes.values() if one.saved]
     say(f"trained: {len(trained)} of {len(config.jobs)}, each in {config.output}/jobs/NAME/adapter")
+    judged = [one for one in trained if one.loss is not None and one.base_loss is not None]
+    if judged:
+        better = sum(one.loss < one.base_loss for one in judged)  # type: ignore[operator]
+        say(f"better than the base on what was held out: {better} of {len(judged)}")
     if trained:
         saved = str(trained[0].saved)
         chat = ["rango", "chat", "--base", config.base.model, "--adapter", saved, "--compare"]

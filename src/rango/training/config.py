@@ -32,6 +32,9 @@ class TrainingConfig:
     memory, about a quarter more time. The result is the same."""
     learning_rate: float | None = None
     """Peak learning rate; by default 2e-4 for lora, 2e-5 for full."""
+    loraplus_lr_ratio: float = 1.0
+    """LoRA+ (Hayou et al. 2024): lora_B learns at this many times the learning rate; the paper has
+    16, with a lower rate than without."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after warm-up."""
     warmup_share: float = 0.03

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rango.adapters.bank import Bank
+from rango.adapters.layout import RowLayout
 from rango.errors import AdapterError
 from rango.kernels.adamw import adamw_, row_norms
 
@@ -49,6 +50,8 @@ class AdamWSettings:
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+    loraplus_lr_ratio: float = 1.0
+    """Of a bank: what the learning rate of lora_B is multiplied with."""
 
 
 class BankAdamW:
@@ -60,6 +63,10 @@ class BankAdamW:
     Each row has its own settings, its own step count t and its own gradient norm. A row that is not
     `active` is neither stepped nor decayed. With ε = 0 an element that never had a gradient stays
     as it is.
+
+    With a loraplus_lr_ratio (LoRA+, Hayou et al. 2024, arXiv 2402.12354) lr is that many times as
+    large for lora_B, and, as in PEFT, for the biases of layers that are held whole; embeddings'
+    factors, and all else, learn at lr itself.
 
     settings: one for each row; may be changed between steps, as may
     active: (rows,) bool, which rows take part.
@@ -78,6 +85,7 @@ class BankAdamW:
         self.exp_avg_sq = torch.zeros_like(bank.parameters)
         self.steps = torch.zeros(bank.rows, dtype=torch.int64)
         self.active = torch.ones(bank.rows, dtype=torch.bool)
+        self._parts = _parts(bank.layout)
         if active is not None:
             self.activate(active)
 
@@ -114,32 +122,33 @@ class BankAdamW:
     def step(self, learning_rate: float | Tensor) -> None:
         """Update the active rows.
 
-        learning_rate: one for all; (rows,) one a row; or two-dimensional and broadcast to
-            (rows, P), one an element (LoRA+, arXiv 2402.12354, has a larger one for lora_B).
+        learning_rate: one for all, or (rows,) one a row.
         """
         self.steps[self.active] += 1
         rates = torch.as_tensor(learning_rate, dtype=torch.float64)
-        rates = rates.to(self.bank.parameters.device)
-        if rates.ndim == 1:
-            rates = rates[:, None]
+        rates = rates.to(self.bank.parameters.device).expand(self.bank.rows)[:, None]
         counts = self.steps.to(rates.device, torch.float64)
         tables = (self.bank.parameters, self.gradients, self.exp_avg, self.exp_avg_sq)
         for rows in self._alike():  # neighbours: views, nothing is copied
-            each = rates.ndim == 2 and rates.shape[0] == self.bank.rows
             settings = self.settings[rows.start]
-            parameters, gradients, exp_avg, exp_avg_sq = (table[rows] for table in tables)
-            adamw_(
-                parameters,
-                gradients,
-                exp_avg,
-                exp_avg_sq,
-                counts[rows],
-                rates[rows] if each else rates,
-                beta1=settings.beta1,
-                beta2=settings.beta2,
-                eps=settings.eps,
-                weight_decay=settings.weight_decay,
-            )
+            ratio = settings.loraplus_lr_ratio
+            whole = [(slice(0, self.bank.layout.size), False)]
+            for columns, faster in whole if ratio == 1 else self._parts:
+                parameters, gradients, exp_avg, exp_avg_sq = (
+                    table[rows, columns] for table in tables
+                )
+                adamw_(
+                    parameters,
+                    gradients,
+                    exp_avg,
+                    exp_avg_sq,
+                    counts[rows],
+                    rates[rows] * ratio if faster else rates[rows],
+                    beta1=settings.beta1,
+                    beta2=settings.beta2,
+                    eps=settings.eps,
+                    weight_decay=settings.weight_decay,
+                )
 
     def _alike(self) -> Iterator[slice]:
         """Ranges of active rows that lie side by side and have the same settings."""
@@ -163,6 +172,18 @@ class BankAdamW:
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `state` gave; AdapterError if shapes differ."""
         _copy_all(self.state(), tensors)
+
+
+def _parts(layout: RowLayout) -> list[tuple[slice, bool]]:
+    """A row's elements in order, in stretches: whether LoRA+ has them learn faster."""
+    parts: list[tuple[slice, bool]] = []
+    for (_, tensor), slot in layout.slots.items():
+        faster = tensor == "lora_B" or len(slot.shape) == 1
+        first = slot.offset
+        if parts and parts[-1][1] == faster:
+            first = parts.pop()[0].start
+        parts.append((slice(first, slot.offset + slot.size), faster))
+    return parts
 
 
 class ModelAdamW:

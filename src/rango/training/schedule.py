@@ -111,6 +111,12 @@ def _ranges(c: TrainingConfig) -> list[tuple[str, str, bool]]:
         ("batch_size", count, _count(c.batch_size)),
         ("micro_tokens", count, _count(c.micro_tokens)),
         ("learning_rate", positive, c.learning_rate is None or _positive(c.learning_rate)),
+        ("loraplus_lr_ratio", positive, _positive(c.loraplus_lr_ratio)),
+        (
+            "loraplus_lr_ratio",
+            "1 with method full, which has no lora_B",
+            c.method != "full" or c.loraplus_lr_ratio == 1,
+        ),
         ("warmup_share", "a share from 0 to 1", 0 <= c.warmup_share <= 1),
         ("weight_decay", "a finite number of at least 0", _positive(c.weight_decay, or_zero=True)),
         ("adam_beta1", "at least 0 and below 1", 0 <= c.adam_beta1 < 1),

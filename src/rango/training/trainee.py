@@ -182,4 +182,10 @@ def restore(trainee: Trainee, kept: dict[str, Tensor]) -> None:
 
 def adamw_settings(config: TrainingConfig) -> AdamWSettings:
     """What a config says of AdamW, the learning rate left out."""
-    return AdamWSettings(config.adam_beta1, config.adam_beta2, config.adam_eps, config.weight_decay)
+    return AdamWSettings(
+        config.adam_beta1,
+        config.adam_beta2,
+        config.adam_eps,
+        config.weight_decay,
+        config.loraplus_lr_ratio,
+    )

@@ -84,9 +84,44 @@ jobs:
     assert second["chat_template"] == str(home / "chat.jinja")
 
 
+def test_name_stands_for_the_jobs_name(home: Path) -> None:
+    (home / "heldout").mkdir()
+    for name in ("ann", "special"):
+        (home / f"heldout/{name}.jsonl").write_text(LINE)
+    path = write(
+        home,
+        """
+defaults: {data: {valid: "heldout/{name}.jsonl", chat_template: chatml}}
+customers: data/*
+jobs:
+  - {name: special, data: {train: "{name}.jsonl"}}
+  - {name: other, data: {train: special.jsonl, valid: special.jsonl}}
+""",
+    )
+    data = {job["name"]: job["data"] for job in read_many(path)["jobs"]}
+    for name in ("ann", "bob", "special"):  # bob has none, and is to be told so
+        assert data[name]["valid"] == str(home / f"heldout/{name}.jsonl")
+        assert data[name]["chat_template"] == "chatml"
+    assert data["special"]["train"] == data["other"]["valid"] == str(home / "special.jsonl")
+
+
 def test_a_name_of_the_hub_stays(home: Path) -> None:
     path = write(home, "base: {model: org/model}\njobs: [{name: a, data: {train: special.jsonl}}]")
     assert read_many(path)["base"]["model"] == "org/model"
+
+
+def test_the_base_is_named_by_a_plain_path_unless_a_link_makes_it_another(home: Path) -> None:
+    text = "base: {model: ../base}\njobs: [{name: a, data: {train: x.jsonl}}]"
+    (home / "jobs").mkdir()
+    write(home / "jobs", text)
+    assert read_many(home / "jobs")["base"]["model"] == str(home / "base")
+    (home / "far" / "jobs").mkdir(parents=True)
+    (home / "far" / "base").mkdir()
+    write(home / "far" / "jobs", text)
+    (home / "link").symlink_to(home / "far" / "jobs")
+    found = read_many(home / "link")["base"]["model"]
+    assert Path(found).samefile(home / "far" / "base")
+    assert not Path(found).samefile(home / "base")
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,24 @@ def config(
             "ann": (LoraConfig(r=4, lora_dropout=0.1), TRAINING),
             "bob": (
                 LoraConfig(r=8, lora_alpha=8, target_modules="attention"),
-                dataclasses.replace(TRAINING, learning_rate=3e-3, weight_decay=0.1, batch_size=3),
+                dataclasses.replace(
+                    TRAINING,
+                    learning_rate=3e-3,
+                    weight_decay=0.1,
+                    batch_size=3,
+                    loraplus_lr_ratio=8,
+                ),
             ),
             "cat": (
                 LoraConfig(r=2, use_rslora=True),
                 dataclasses.replace(TRAINING, schedule="cosine", adam_beta2=0.9, max_grad_norm=0.1),
             ),
-            "dan": (LoraConfig(r=3), dataclasses.replace(TRAINING, epochs=9, seed=5)),
+            "dan": (
+                LoraConfig(r=3),
+                dataclasses.replace(
+                    TRAINING, epochs=9, seed=5, learning_rate=3e-3, loraplus_lr_ratio=2
+                ),
+            ),
         }
         jobs = [
             JobConfig(

@@ -4,18 +4,21 @@
     rows: 16
     defaults:                       # of every job
       adapter: {r: 8}
+      data: {valid: "held-out/{name}.jsonl"}
       training: {epochs: 2}
     customers: data/*.jsonl         # a job for each file, named after it
     jobs:                           # and others, which say what is different
       - {name: special, data: {train: special.jsonl}, training: {learning_rate: 1e-3}}
 
-Paths of data, of a template and of the base are relative to the file. A folder holds such a file,
+Paths of data, of a template and of the base are relative to the file; {name} in those of data and
+template is the job's name. A folder holds such a file,
 many.yaml, or nothing but data.
 """
 
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,11 +70,11 @@ def read_many(path: Path) -> Values:
     for number, job in enumerate(listed, 1):
         job = _mapping(file, f"job {number}", job)
         _check_keys(file, f"job {number}: ", job, _KEYS)
-        jobs.append(_at(file, job))
-    values["jobs"] = [overlaid(_at(file, defaults), job) for job in jobs]
+        jobs.append(_at(file, job, job.get("name")))
+    values["jobs"] = [overlaid(_at(file, defaults, job.get("name")), job) for job in jobs]
     model = _mapping(file, "base", values.get("base")).get("model")
     if isinstance(model, str) and (home / model).is_dir():
-        values["base"]["model"] = str(home / model)
+        values["base"]["model"] = _plain(home / model)
     return values
 
 
@@ -85,6 +88,15 @@ def overlaid(under: Values, over: Values) -> Values:
     return merged
 
 
+def named_data(data: Values, name: Any) -> Values:
+    """The values of a job's data with the job's name in place of {name}."""
+    filled = dict(data)
+    for key in _PLACES:
+        if isinstance(filled.get(key), str):
+            filled[key] = filled[key].replace("{name}", str(name))
+    return filled
+
+
 def _of_files(named: Path) -> Iterator[Values]:
     """A job for each data file."""
     for source in resolve(str(named)):
@@ -92,15 +104,25 @@ def _of_files(named: Path) -> Iterator[Values]:
             yield {"name": source.name.partition(".")[0], "data": {"train": str(source)}}
 
 
-def _at(file: Path, job: Values) -> Values:
+def _at(file: Path, job: Values, name: Any) -> Values:
     """The job with the places of its data, where they lie by the file, seen from where the command
     runs; other words may be names (of a data set of the Hub, of a chat template)."""
-    data = dict(_mapping(file, "data", job.get("data")))
+    written = _mapping(file, "data", job.get("data"))
+    data = named_data(written, name)
     for key in _PLACES:
         value = data.get(key)
-        if isinstance(value, str) and (glob.has_magic(value) or (file.parent / value).exists()):
+        if not isinstance(value, str):
+            continue
+        by_name = value != written[key]  # no name of the Hub, though the file be missing
+        if by_name or glob.has_magic(value) or (file.parent / value).exists():
             data[key] = str(file.parent / value)
     return job | {"data": data}
+
+
+def _plain(path: Path) -> str:
+    """The path without its `..`, where that is the same folder (links may make it another)."""
+    plain = Path(os.path.normpath(path))
+    return str(plain if plain.exists() and plain.samefile(path) else path)
 
 
 def _read(file: Path) -> Values:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rango.adapters.attach import Adapted
 from rango.adapters.routing import NO_ROW, Routing
-from rango.data.samples import IGNORED, Batch
-from rango.data.tokens.pack import Packed, collate, plan_batches
+from rango.data.samples import IGNORED, Batch, Sample
+from rango.data.tokens.pack import Packed, collate, lengths_of, plan_batches
 from rango.evaluation.loss import token_losses
 from rango.training.many.job import Job
 from rango.training.trainee import MOST_POSITIONS
@@ -45,7 +45,7 @@ def add_gradients(
     indices = torch.tensor([index for step in steps for index in step])  # within each job's data
     owners = torch.tensor([place for place, step in enumerate(steps) for _ in step])
     rows = torch.tensor([job.row for job in jobs])
-    plan = plan_batches(samples, range(len(samples)), micro_tokens=micro_tokens, packed=packed)
+    plan = _plan(samples, micro_tokens, packed)
     batches = [collate(samples, chosen, packed=packed, pad_id=pad_id) for chosen in plan]
     shares = [Share() for _ in jobs]
     for batch in batches:
@@ -69,6 +69,24 @@ def add_gradients(
             (found.losses * weights[places].to(found.losses.device)).sum().backward()
         del found  # its graph, before the next forward pass builds another
     return shares
+
+
+def _plan(samples: Sequence[Sample], micro_tokens: int, packed: Packed) -> list[list[int]]:
+    """Micro-batches of places in `samples`, in which a job's samples lie side by side: what acts on
+    a row of the bank then acts on one stretch of tokens."""
+    if not packed:  # samples of like length share a batch
+        plan = plan_batches(samples, range(len(samples)), micro_tokens=micro_tokens, packed=packed)
+        return [sorted(batch) for batch in plan]
+    # nothing is padded, so that a job's samples may stay together, in as few batches as can be
+    batches: list[list[int]] = []
+    room = 0
+    for place, length in enumerate(lengths_of(samples, range(len(samples))).tolist()):
+        if not batches or length > room:
+            batches.append([])
+            room = micro_tokens
+        batches[-1].append(place)
+        room -= length
+    return batches
 
 
 def _at_tokens(batch: Batch, values: Tensor) -> Tensor:
