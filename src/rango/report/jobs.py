@@ -16,7 +16,7 @@ _MOST = 200
 def jobs_table(outcomes: Sequence[Mapping[str, Any]]) -> Table:
     """A row a job: name, status, steps, held-out loss of base and adapter, detail.
 
-    outcomes: name and the fields of rango.training.many.fleet.Outcome each.
+    outcomes: name and the fields of rango.training.many.outcome.Outcome each.
     """
     table = Table(box=None, pad_edge=False)
     for name in ("job", "", "steps", "base loss", "loss"):
