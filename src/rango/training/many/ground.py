@@ -12,7 +12,7 @@ from typing import Any
 
 from rango.adapters.attach import Adapted, attach_targets
 from rango.adapters.config import LoraConfig
-from rango.adapters.targets import Target, find_targets
+from rango.adapters.targets import Target, check_adapter, find_targets, pattern_value
 from rango.base.config import BaseConfig
 from rango.base.load import Base, load_configured
 from rango.base.packing import packing_probe
@@ -69,46 +69,60 @@ def ground(
 
 
 class JobTargets:
-    """What each job adapts; jobs with the same adapter share the answer."""
+    """What each job adapts: known before the bank is attached, which changes the modules' names.
+    Jobs that adapt the same modules share the answer."""
 
     def __init__(self, base: Base, adapters: Iterable[LoraConfig]) -> None:
         """Raises ConfigError and TargetError for one of `adapters` that does not fit."""
-        self._model = base.model
         self._found: dict[str, tuple[list[Target], list[Uncovered]]] = {}
+        self._union: dict[str, Target] = {}
         for adapter in adapters:
-            self.of(adapter)
+            check_adapter(adapter)
+            key = _modules_of(adapter)
+            if key not in self._found:
+                self._found[key] = _find(base.model, adapter)
+            for target in self.of(adapter):
+                known = self._union.get(target.name, target)
+                self._union[target.name] = replace(target, r=max(target.r, known.r))
 
     def of(self, adapter: LoraConfig) -> list[Target]:
-        """An adapter's targets."""
-        return self._of(adapter)[0]
+        """An adapter's targets: of one that was given, but for its rank and alpha."""
+        return [
+            replace(
+                target,
+                r=pattern_value(adapter.rank_pattern, target.module, adapter.r),
+                lora_alpha=pattern_value(adapter.alpha_pattern, target.module, adapter.lora_alpha),
+            )
+            for target in self._found[_modules_of(adapter)][0]
+        ]
 
     def left_by(self, adapter: LoraConfig) -> list[Uncovered]:
         """The weights that it leaves as they are."""
-        return self._of(adapter)[1]
+        return self._found[_modules_of(adapter)][1]
 
     def union(self) -> list[Target]:
-        """The sites of all adapters so far, each with the largest rank that any has there."""
-        sites: dict[str, Target] = {}
-        for targets, _ in self._found.values():
-            for target in targets:
-                known = sites.get(target.name)
-                r = max(target.r, known.r) if known else target.r
-                sites[target.name] = replace(target, r=r)
-        return list(sites.values())
+        """The sites of all adapters, each with the largest rank that any has there."""
+        return list(self._union.values())
 
-    def _of(self, adapter: LoraConfig) -> tuple[list[Target], list[Uncovered]]:
-        key = json.dumps(dataclasses.asdict(adapter), sort_keys=True)
-        if key not in self._found:
-            targets = find_targets(self._model, adapter)
-            covered = {target.module for target in targets}
-            head = self._model.get_output_embeddings()
-            if any(self._model.get_submodule(name) is head for name in covered):
-                raise TargetError(
-                    "the head sees only some tokens of a batch, so jobs that share batches cannot "
-                    "adapt it; leave it out of target_modules, or train that job alone"
-                )
-            self._found[key] = targets, uncovered_weights(self._model, covered)
-        return self._found[key]
+
+def _modules_of(adapter: LoraConfig) -> str:
+    """What decides which modules are adapted, and the patterns, which are checked with them."""
+    plain = dataclasses.asdict(adapter)
+    for name in ("r", "lora_alpha", "lora_dropout", "use_rslora"):
+        plain.pop(name)
+    return json.dumps(plain, sort_keys=True)
+
+
+def _find(model: Any, adapter: LoraConfig) -> tuple[list[Target], list[Uncovered]]:
+    targets = find_targets(model, adapter)
+    covered = {target.module for target in targets}
+    head = model.get_output_embeddings()
+    if any(model.get_submodule(name) is head for name in covered):
+        raise TargetError(
+            "the head sees only some tokens of a batch, so jobs that share batches cannot adapt "
+            "it; leave it out of target_modules, or train that job alone"
+        )
+    return targets, uncovered_weights(model, covered)
 
 
 def _allow_files(rows: int) -> None:
