@@ -14,7 +14,7 @@ from rango.cli.output import as_facts, print_json, show
 from rango.cli.parsing import add_json_flag, collect, new_parser, parse, say, with_columns
 from rango.training.sweep.config import SweepConfig
 from rango.training.sweep.result import SweepResult
-from rango.training.sweep.space import parse_try
+from rango.training.sweep.written import parse_try
 
 HELD_OUT = 0.1
 """Share of the data to judge on, unless told otherwise."""

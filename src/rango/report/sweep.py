@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rango.report.bars import bar_plot
-from rango.report.format import MISSING, decimal, percent, printable
+from rango.report.format import MISSING, decimal, option, percent, printable
 from rango.report.svg import Bar
 
 Facts = Mapping[str, Any]
@@ -44,20 +44,13 @@ def sweep_rows(result: Facts) -> tuple[list[str], list[list[str]]]:
             [
                 str(one["rank"]),
                 str(one["number"]),
-                *(value_text(one["params"][name]) for name in names),
+                *(option(one["params"][name]) for name in names),
                 decimal(losses[-1]) if losses else MISSING,
                 _interval(one["interval"]),
                 _status(one, result["rungs"]),
             ]
         )
     return columns, rows
-
-
-def value_text(value: Any) -> str:
-    """An option's value in a cell."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "+".join(map(str, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def gain_plot(result: Facts) -> RenderableType | None:
@@ -70,7 +63,7 @@ def gain_plot(result: Facts) -> RenderableType | None:
     measured.sort(key=lambda one: one["params"][name])
     bars = [
         Bar(
-            value_text(one["params"][name]),
+            option(one["params"][name]),
             max(0.0, base - one["losses"][0]),
             decimal(one["losses"][0]),
             colour=0 if one["status"] == "finished" else 5,

@@ -9,10 +9,10 @@ from typing import Any
 
 from rango import __version__
 from rango.files.atomic import write_text
-from rango.report.format import decimal, duration, percent
+from rango.report.format import decimal, duration, option, percent
 from rango.report.page import page, plots, section, table, text, tiles
 from rango.report.svg import Points, point_plot
-from rango.report.sweep import axis, sweep_rows, value_text
+from rango.report.sweep import axis, sweep_rows
 
 Facts = Mapping[str, Any]
 
@@ -77,7 +77,7 @@ def loss_plots(result: Facts) -> Iterator[str]:
     for rung, share in enumerate(result["rungs"]):
         groups: dict[str, tuple[list[tuple[float, float]], list[tuple[float, float]]]] = {}
         for one in result["candidates"]:
-            key = "all" if grouped is None else f"r {value_text(one['params'][grouped])}"
+            key = "all" if grouped is None else f"r {option(one['params'][grouped])}"
             full, hollow = groups.setdefault(key, ([], []))
             if len(one["losses"]) > rung:
                 ended = one["status"] != "finished" and len(one["losses"]) == rung + 1
@@ -110,7 +110,7 @@ def _most(result: Facts, rung: int) -> float:
 
 def _headline(result: Facts) -> list[tuple[str, str]]:
     best = result["candidates"][0]
-    entries = [(name, value_text(value)) for name, value in best["params"].items()]
+    entries = [(name, option(value)) for name, value in best["params"].items()]
     if best["losses"]:
         loss = f"{decimal(result['base_loss'], 3)} → {decimal(best['losses'][-1], 3)}"
         entries.append(("held-out loss", loss))

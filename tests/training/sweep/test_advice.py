@@ -8,7 +8,7 @@ import pytest
 
 from rango.training.sweep.advice import advice
 from rango.training.sweep.candidate import Candidate
-from rango.training.sweep.space import parse_space
+from rango.training.sweep.written import parse_space
 
 RUNGS = [1 / 9, 1 / 3, 1.0]
 
@@ -39,10 +39,13 @@ def said(space: dict[str, Any], best: dict[str, Any], *alike: dict[str, Any]) ->
         ("r", "4,8,16", 8, None),
         ("r", "4,8", 8, None),  # of two values one is always the best
         ("r", "1,2,4", 1, None),  # there is nothing below
+        ("r", "4..64:log", 4, "extend it to 1"),
+        ("lora_dropout", "0..0.6", 0.6, None),  # nor 1.2 above
         ("r", "8,4,16", 16, None),  # not in order
         ("weight_decay", "0..0.1", 0.0, None),
         ("weight_decay", "0..0.1", 0.1, "upper edge .* extend it to 0.2"),
         ("lora_alpha", "8..32", 31.0, "extend it to 56"),
+        ("lora_alpha", "8..32", 8.5, None),
         ("r", "4..16", 16, "extend it to 28"),
         ("schedule", "constant,linear,cosine", "cosine", None),
     ],

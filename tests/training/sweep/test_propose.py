@@ -10,7 +10,8 @@ import optuna
 
 from rango.training.sweep.candidate import Candidate
 from rango.training.sweep.propose import beginning, next_by_tpe
-from rango.training.sweep.space import Params, parse_space
+from rango.training.sweep.space import Params
+from rango.training.sweep.written import parse_space
 
 SPACE = parse_space({"learning_rate": "1e-5..1e-1", "r": "2,4,8", "targets": "mlp,q_proj+v_proj"})
 

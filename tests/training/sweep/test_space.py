@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rango.adapters.config import LoraConfig
 from rango.errors import ConfigError
 from rango.training.config import TrainingConfig
-from rango.training.sweep.space import Choice, Range, applied, parse_space, parse_try, words
+from rango.training.sweep.space import Choice, Range, applied, words
+from rango.training.sweep.written import parse_space, parse_try
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,15 @@ def config(
     return make
 
 
-def outcome(result: SweepResult) -> tuple[bytes, list[dict[str, Any]]]:
-    """What has to be the same again: the best adapter's file, and the ranked table."""
-    table = [candidate.as_dict() for candidate in result.candidates]
-    for row in table:
+def outcome(result: SweepResult) -> tuple[bytes, dict[str, Any]]:
+    """What has to be the same again: the best adapter's file and, times and places left out, the
+    result."""
+    found = result.as_dict()
+    for name in ("seconds", "output", "saved", "recipe"):
+        found.pop(name)
+    for row in found["candidates"]:
         row.pop("seconds")
-    return (Path(result.saved) / "adapter_model.safetensors").read_bytes(), table
+    return (Path(result.saved) / "adapter_model.safetensors").read_bytes(), found
 
 
 def trials_of(output: Path) -> list[Any]:
@@ -243,6 +246,7 @@ def test_going_on_with_something_else_is_refused(config: Callable[..., SweepConf
         sweep(told, watch=watch)
     with pytest.raises(ConfigError, match=r"space\.learning_rate: '1e-4\.\.1e-1' then"):
         sweep(dataclasses.replace(told, space=SPACE | {"learning_rate": "1e-3..1e-1"}), resume=True)
+    assert len(trials_of(Path(told.output))) == 6  # a refusal leaves the study as it is
     with pytest.raises(ConfigError, match="the folder of a sweep"):
         train_many(ManyConfig(told.base, [JobConfig("a", told.data)], told.output), resume=True)
     sweep(dataclasses.replace(told, snapshot_seconds=60.0), resume=True)

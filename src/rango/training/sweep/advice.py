@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rango.report.format import decimal
+from rango.errors import ConfigError
+from rango.report.format import decimal, option
 from rango.training.sweep.candidate import FAILED, Candidate
-from rango.training.sweep.space import Choice, Dimension, Range, Space, word
+from rango.training.sweep.space import Choice, Dimension, Range, Space
+from rango.training.sweep.written import check_value
 
 _EDGE = 0.1
 """Of a range, on its scale: this near to its end is at its edge."""
 _FACTOR = 10.0
 """By which to extend a logarithmic range."""
-_LEAST = {"r": 1, "batch_size": 1, "lora_dropout": 0, "weight_decay": 0, "warmup_share": 0}
-"""Where an option itself ends."""
 
 
 def advice(
@@ -44,13 +43,12 @@ def _edges(space: Space, good: Sequence[Candidate]) -> Iterator[str]:
         end = _end(dimension, value)
         if end is None or any(_end(dimension, one.params[name]) != end for one in good):
             continue
-        further = _further(dimension, end)
-        if end == "lower" and name in _LEAST and value <= _LEAST[name]:
-            continue
-        yield (
-            f"The best {name}, {word(value)}, lies at the {end} edge of what was tried "
-            f"({_span(dimension)}): extend it{'' if further is None else f' to {word(further)}'}."
-        )
+        further = _further(name, dimension, end)
+        if further is not None:
+            yield (
+                f"The best {name}, {option(value)}, lies at the {end} edge of what was tried "
+                f"({_span(dimension)}): extend it to {option(further)}."
+            )
 
 
 def _end(dimension: Dimension, value: Any) -> str | None:
@@ -67,30 +65,31 @@ def _end(dimension: Dimension, value: Any) -> str | None:
     return "upper" if share >= 1 - inner else None
 
 
-def _further(dimension: Dimension, end: str) -> float | None:
-    """How far to extend; None where that has no natural answer."""
+def _further(name: str, dimension: Dimension, end: str) -> float | None:
+    """How far to extend; None where the option itself ends there."""
     up = end == "upper"
     if isinstance(dimension, Range):
+        edge, whole = dimension.high if up else dimension.low, dimension.whole
         if dimension.log:
-            found = dimension.high * _FACTOR if up else dimension.low / _FACTOR
+            found = edge * _FACTOR if up else edge / _FACTOR
         else:
-            width = dimension.high - dimension.low
-            found = dimension.high + width if up else dimension.low - width
-        found = round(found) if dimension.whole else found
+            found = edge + (dimension.high - dimension.low) * (1 if up else -1)
     else:
-        last, before = dimension.values[-1 if up else 0], dimension.values[-2 if up else 1]
-        if before <= 0 or last <= 0:
-            return None
-        found = last * last / before  # as far again, as a factor
-        if isinstance(last, int):
-            found = math.ceil(found) if up else math.floor(found)
-    return found if found > 0 else None
+        edge, inner = dimension.values[-1 if up else 0], dimension.values[-2 if up else 1]
+        whole = isinstance(edge, int)
+        found = edge * edge / inner if inner > 0 else edge  # as far again, as a factor
+    found = max(1, round(found)) if whole else found
+    try:
+        check_value(name, found)
+    except ConfigError:
+        return None
+    return found if found > 0 and found != edge else None
 
 
 def _span(dimension: Dimension) -> str:
     if isinstance(dimension, Choice):
-        return ", ".join(word(value) for value in dimension.values)
-    return f"{word(dimension.low)} to {word(dimension.high)}"
+        return ", ".join(option(value) for value in dimension.values)
+    return f"{option(dimension.low)} to {option(dimension.high)}"
 
 
 def _overfit(best: Candidate, rungs: Sequence[float]) -> Iterator[str]:

@@ -13,7 +13,8 @@ from rango.errors import ConfigError
 from rango.training.config import TrainingConfig
 from rango.training.many.config import JobConfig, ManyConfig
 from rango.training.schedule import check_training
-from rango.training.sweep.space import Params, Space, applied, parse_space
+from rango.training.sweep.space import Params, Space, applied
+from rango.training.sweep.written import parse_space
 
 CANDIDATES = 24
 """Unless told otherwise."""

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from rango.errors import ConfigError
+from rango.report.format import option
 from rango.training.sweep.candidate import FAILED, FINISHED, PRUNED, TRAINING, Candidate
-from rango.training.sweep.space import Range, Space, word
+from rango.training.sweep.space import Range, Space
 
 
 def optuna() -> Any:
@@ -48,7 +49,7 @@ def distributions(space: Space) -> dict[str, Any]:
 
 def label(value: Any) -> Any:
     """A value as Optuna takes it: no list."""
-    return word(value) if isinstance(value, list) else value
+    return option(value) if isinstance(value, list) else value
 
 
 def frozen(space: Space, candidate: Candidate) -> Any:

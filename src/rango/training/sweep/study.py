@@ -25,24 +25,19 @@ class Study:
     """Writes each candidate when it begins, at a rung and when it ends."""
 
     def __init__(self, folder: Path, space: Space) -> None:
-        """Makes the file, in place of one that is there."""
         self._path, self._space = folder / FILE, space
+        self._storage: Any = None
+        self._id = 0
         self._written: dict[int, tuple[int, int]] = {}
         """By number: the trial's id, and how many of its losses are there."""
         self._ended: set[int] = set()
-        for ending in ("", "-journal", "-wal", "-shm"):
-            Path(f"{self._path}{ending}").unlink(missing_ok=True)
-        with self._refusals():
-            self._storage = optuna().storages.RDBStorage(
-                f"sqlite:///{self._path.resolve()}",
-                engine_kwargs={"connect_args": {"timeout": _PATIENCE}},
-            )
-            study = optuna().create_study(storage=self._storage, study_name=NAME)
-            self._id = self._storage.get_study_id_from_name(study.study_name)
 
     def follow(self, candidates: Sequence[Candidate]) -> None:
-        """Write what is new. Raises StorageError where the disk refuses."""
+        """Write what is new; the first time into a new file, in place of one that is there.
+        Raises StorageError where the disk refuses."""
         with self._refusals():
+            if self._storage is None:
+                self._open()
             for candidate in candidates:
                 if candidate.number not in self._written:
                     self._begin(candidate)
@@ -51,8 +46,19 @@ class Study:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        if self._storage is not None:
+            self._storage.remove_session()
+            self._storage.engine.dispose()
+
+    def _open(self) -> None:
+        for ending in ("", "-journal", "-wal", "-shm"):
+            Path(f"{self._path}{ending}").unlink(missing_ok=True)
+        self._storage = optuna().storages.RDBStorage(
+            f"sqlite:///{self._path.resolve()}",
+            engine_kwargs={"connect_args": {"timeout": _PATIENCE}},
+        )
+        study = optuna().create_study(storage=self._storage, study_name=NAME)
+        self._id = self._storage.get_study_id_from_name(study.study_name)
 
     def _begin(self, candidate: Candidate) -> None:
         trial = frozen(self._space, Candidate(candidate.number, candidate.params))
