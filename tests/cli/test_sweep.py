@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -155,7 +154,7 @@ def test_the_table_shows_the_best_so_far(words: list[str], monkeypatch: pytest.M
     written = StringIO()
     console = Console(file=written, force_terminal=True, width=120, height=40)
     shown: Callable[[], FleetView] = lambda: FleetView(console)  # noqa: E731
-    monkeypatch.setattr(sys.modules["rango.cli.sweep"], "FleetView", shown)
+    monkeypatch.setattr("rango.cli.fleet.FleetView", shown)
     monkeypatch.setattr("rango.cli.fleet._REFRESH", 0.0)
     assert main([*words, "--try", "learning_rate=1e-4,1e-3,1e-2,2e-2"]) == 0
     text = written.getvalue()

@@ -12,7 +12,8 @@ import pytest
 
 from rango.cli.parsing import collect, parse
 from rango.cli.sweep import parser
-from rango.training.sweep.config import SweepConfig, check_sweep
+from rango.training.sweep.check import check_sweep
+from rango.training.sweep.config import SweepConfig
 
 FOLDER = Path(__file__).parents[2] / "examples" / "sweep"
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
 import rango
-from rango.cli.fleet import FleetView
 from rango.cli.output import as_facts, print_json, show
 from rango.cli.parsing import add_json_flag, collect, new_parser, parse, say, with_columns
 from rango.training.sweep.config import SweepConfig
-from rango.training.sweep.result import SweepResult
-from rango.training.sweep.written import parse_try
 
 HELD_OUT = 0.1
 """Share of the data to judge on, unless told otherwise."""
@@ -61,6 +59,9 @@ def parser() -> ArgumentParser:
 
 def main(words: Sequence[str]) -> None:
     """Parse, search, print."""
+    from rango.cli.fleet import FleetView
+    from rango.training.sweep.written import parse_try
+
     words = [*with_columns(words)]
     if words and not words[0].startswith("-"):
         words = ["--config", *words]
@@ -74,20 +75,19 @@ def main(words: Sequence[str]) -> None:
     if options.json:
         print_json(result)
     else:
-        _print(config, result)
+        _print(config, as_facts(result))
 
 
-def _print(config: SweepConfig, result: SweepResult) -> None:
+def _print(config: SweepConfig, result: dict[str, Any]) -> None:
     from rango.report.sweep import gain_plot, sweep_table
     from rango.report.sweep_page import judged_on
 
-    facts = as_facts(result)
-    show(sweep_table(facts))
-    plot = gain_plot(facts)
+    show(sweep_table(result))
+    plot = gain_plot(result)
     if plot is not None:
         show(plot)
-    say(judged_on(facts), *result.advice)
-    say(f"report: {config.output}/report.html", f"saved: {result.saved}")
-    say(f"again: {shlex.join(['rango', 'train', '--config', result.recipe])}")
-    chat = ["rango", "chat", "--base", config.base.model, "--adapter", result.saved, "--compare"]
+    say(judged_on(result), *result["advice"])
+    say(f"report: {config.output}/report.html", f"saved: {result['saved']}")
+    say(f"again: {shlex.join(['rango', 'train', '--config', result['recipe']])}")
+    chat = ["rango", "chat", "--base", config.base.model, "--adapter", result["saved"], "--compare"]
     say(f"next: {shlex.join(chat)}")

@@ -23,11 +23,17 @@ from rango.training.sweep.candidate import FAILED, FINISHED, PRUNED, TRAINING, C
 from rango.training.sweep.config import SweepConfig
 from rango.training.sweep.halving import going_on, rung_share, rung_steps
 from rango.training.sweep.propose import beginning, next_by_tpe
-from rango.training.sweep.space import Space, words
+from rango.training.sweep.space import Space, applied, words
 from rango.training.sweep.study import Study
 
 HELD_OUT = "held_out-{}.json"
 """In a candidate's folder, by the number of the rung from 1: its losses, sample by sample."""
+
+
+def job_of(config: SweepConfig, candidate: Candidate) -> JobConfig:
+    """What the sweep's config and the candidate's values make together."""
+    adapter, training = applied(candidate.params, config.adapter, config.training)
+    return JobConfig(candidate.name, config.data, adapter, training)
 
 
 class Candidates:
@@ -78,7 +84,7 @@ class Candidates:
 
     def job(self, name: str) -> JobConfig:
         """A candidate's job: looked at by the fleet before the first step and after the last."""
-        job = self.config.job(name, self._of(name).params)
+        job = job_of(self.config, self._of(name))
         total = plan_steps(job.training, self._samples).total
         return replace(job, training=replace(job.training, eval_every=total))
 

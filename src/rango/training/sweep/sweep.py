@@ -26,10 +26,11 @@ from rango.training.prepare import Samples, prepare_samples
 from rango.training.run_folder import RunFolder, deciding
 from rango.training.schedule import plan_steps
 from rango.training.sweep.candidate import FINISHED, Candidate
-from rango.training.sweep.config import SweepConfig, check_sweep
+from rango.training.sweep.check import check_sweep
+from rango.training.sweep.config import SweepConfig
 from rango.training.sweep.extra import optuna
 from rango.training.sweep.result import SweepResult, conclude_sweep
-from rango.training.sweep.source import Candidates
+from rango.training.sweep.source import Candidates, job_of
 from rango.training.sweep.space import Choice, Space
 from rango.training.sweep.study import Study
 
@@ -99,7 +100,7 @@ def recipe(config: SweepConfig, best: Candidate, samples: int) -> dict[str, Any]
 
     samples: how many it trains on.
     """
-    run = config.many().run_config(config.job(best.name, best.params))
+    run = config.many().run_config(job_of(config, best))
     total = plan_steps(run.training, samples).total
     # one evaluation, at the end: the weights kept are those that the sweep compared
     run = replace(run, training=replace(run.training, eval_every=total))
