@@ -40,7 +40,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
 
     Raises ConfigError for values that make no sense, TargetError where an entry matches nothing.
     """
-    _check(config)
+    check_adapter(config)
     modules = adaptable_modules(model)
     chosen = _select(model, modules, config)
     if config.layers is not None:
@@ -193,7 +193,8 @@ def _check_used(config: LoraConfig, chosen: list[str], modules: dict[str, Adapta
             raise TargetError(f"layers {config.layers!r}: the model has no layer {min(missing)}")
 
 
-def _check(config: LoraConfig) -> None:
+def check_adapter(config: LoraConfig) -> None:
+    """Raise ConfigError for a value outside its range, whatever the model."""
     for option, r in {"r": config.r, **config.rank_pattern}.items():
         if r < 1:
             raise ConfigError(f"rank {r} for {option!r}: expected at least 1")

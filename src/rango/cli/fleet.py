@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -16,6 +17,7 @@ from rango.cli.progress import ProgressBars
 from rango.report.format import duration, printable
 from rango.training.many.fleet import Fleet
 from rango.training.many.job import Job
+from rango.training.many.outcome import FAILED, STOPPED, TRAINED
 
 _REFRESH = 0.5
 _AROUND = 8
@@ -84,18 +86,19 @@ class FleetView:
         done = len(fleet.outcomes) + sum(
             job.run.state.step / job.run.plan.total for job in fleet.jobs.values()
         )
-        failed = sum(outcome.saved is None for outcome in fleet.outcomes.values())
+        ended = Counter(outcome.status for outcome in fleet.outcomes.values())
         words = [
             f"{len(fleet.jobs)} training",
-            f"{len(fleet.waiting)} waiting",
-            f"{len(fleet.outcomes) - failed} trained",
-            *([f"{failed} failed"] if failed else []),
+            f"{fleet.source.waiting} waiting",
+            f"{ended[TRAINED]} trained",
+            *(f"{ended[status]} {status}" for status in (STOPPED, FAILED) if ended[status]),
+            *([printable(fleet.source.note())] if fleet.source.note() else []),
         ]
         if self._began is None:
             self._began = now, done
         seconds, gained = now - self._began[0], done - self._began[1]
         if gained > 0:
-            words.append(f"{duration(seconds / gained * (len(fleet.by_name) - done))} left")
+            words.append(f"{duration(seconds / gained * (fleet.source.total - done))} left")
         return ", ".join(words)
 
 
@@ -109,7 +112,7 @@ def jobs_in_training(fleet: Fleet, left: Mapping[str, float | None], room: int) 
         state, plan = job.run.state, job.run.plan
         seconds = left.get(job.name)
         table.add_row(
-            printable(job.name),
+            printable(f"{job.name} {fleet.source.words(job.name)}".rstrip()),
             f"{state.step}/{plan.total}",
             "" if job.loss is None else f"{job.loss:.4f}",
             "" if state.best_loss is None else f"{state.best_loss:.4f}",

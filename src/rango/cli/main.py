@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": "train LoRA, QLoRA and full fine-tuning on an embedded model, and compare them",
     "check": "find what is wrong with data before a model learns it",
     "train": "fine-tune a model on a data file, or many at once, and prove the result",
+    "sweep": "search for the best learning rate, rank and other options",
     "eval": "measure a model, with and without an adapter, on a data file",
     "chat": "talk with a model and its adapter",
     "generate": "answer a prompt, or every prompt of a file",

@@ -67,6 +67,13 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60}h {minutes % 60:02d}m"
 
 
+def option(value: object) -> str:
+    """A value of an option, in few characters: modules joined by +, a number to three digits."""
+    if isinstance(value, list | tuple):
+        return "+".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def sentence(value: object) -> str:
     """A value of a configuration or of a facts file as one line of text."""
     if value is None:

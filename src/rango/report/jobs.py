@@ -18,7 +18,7 @@ def jobs_table(outcomes: Sequence[Mapping[str, Any]]) -> Table:
     """A row a job: name, status, steps, held-out loss of base and adapter, detail (of a trained job
     as much as a line holds).
 
-    outcomes: name and the fields of rango.training.many.fleet.Outcome each.
+    outcomes: name and the fields of rango.training.many.outcome.Outcome each.
     """
     table = Table(box=None, pad_edge=False)
     for name in ("job", "", "steps", "base loss", "loss"):

@@ -1,4 +1,4 @@
-"""Plots as self-contained SVG text: lines and bars, legible on light and dark pages."""
+"""Plots as self-contained SVG text: lines, points and bars, legible on light and dark pages."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ class Series:
     points: Sequence[tuple[float, float]]
     faint: bool = False
     colour: int | None = None
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of one kind, (x, y); the hollow ones are drawn as circles."""
+
+    name: str
+    full: Sequence[tuple[float, float]] = ()
+    hollow: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,50 @@ def line_plot(
         out += _line(one, points, colour, to_x, to_y)
     if len(legend) > 1:
         out += _legend(legend)
+    return "".join(out) + "</svg>"
+
+
+def point_plot(
+    title: str,
+    groups: Sequence[Points],
+    *,
+    x_label: str,
+    y_label: str = "",
+    log: bool = False,
+    most: float = math.inf,
+    width: int = 460,
+    height: int = 260,
+) -> str:
+    """Points over one horizontal axis, logarithmic with `log`; what is above `most`, or not
+    finite, lies on the upper edge, its value in its title. Returns ``""`` without finite points."""
+    every = [point for group in groups for point in (*group.full, *group.hollow)]
+    finite = [p for p in every if math.isfinite(p[0] + p[1])]
+    if not finite:
+        return ""
+    low = min(y for _, y in finite)
+    high = max((y for _, y in finite if y <= max(most, low)), default=low)
+    xs = (log_scale if log else linear_scale)([x for x, _ in every], 5)
+    ys = linear_scale([low, high], 5)
+    left = 16 + 7 * max(len(label) for _, label in ys.ticks)
+    right, top, bottom = width - 12, (62 if len(groups) > 1 else 46), height - 40
+    to_x, to_y = xs.onto(left, right), ys.onto(bottom, top)
+    out = [_open(title, width, height), _text(8, 16, title, "title")]
+    if y_label:
+        out.append(_text(8, 32, y_label, "soft"))
+    out += _axes(xs, ys, left, right, top, bottom)
+    out.append(_text((left + right) / 2, height - 6, x_label, "soft", "middle"))
+    for index, group in enumerate(groups):
+        colour = f"var(--c{index % COLOURS})"
+        for points, fill in ((group.full, colour), (group.hollow, "none")):
+            for x, y in points:
+                place = to_y(min(y, ys.high)) if math.isfinite(y) else top
+                out.append(
+                    f'<circle cx="{to_x(x):.1f}" cy="{place:.1f}" r="3.6" '
+                    f'style="fill:{fill};stroke:{colour};stroke-width:1.4"><title>'
+                    f"{_escape(f'{group.name}: {y:.5g} at {x:g}')}</title></circle>"
+                )
+    if len(groups) > 1:
+        out += _legend([(group.name, index % COLOURS) for index, group in enumerate(groups)])
     return "".join(out) + "</svg>"
 
 

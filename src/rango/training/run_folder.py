@@ -22,6 +22,10 @@ SKIPPED = "skipped.txt"
 
 _CONFIG, _EVENTS, _RESULT = "config.yaml", "events.jsonl", "result.json"
 
+_KINDS = {"jobs": "jobs", "space": "sweep"}
+"""By a key that only its config has, the kind of a run."""
+_NAMES = {"job": "a run of one job", "jobs": "a run of many jobs", "sweep": "a sweep"}
+
 # options that name places or habits; what they lead to is compared by digest, or changes nothing
 _FREE = (
     ("output",),
@@ -41,13 +45,13 @@ _FREE = (
 
 
 class RunFolder:
-    """Paths of a run; `many`: of one of many jobs."""
+    """Paths of a run; kind: job, jobs (many at once) or sweep."""
 
-    def __init__(self, path: str | Path, *, many: bool = False) -> None:
-        self.path, self.many = Path(path), many
+    def __init__(self, path: str | Path, *, kind: str = "job") -> None:
+        self.path, self.kind = Path(path), kind
         self.checkpoints = self.path / "checkpoints"
         self.snapshots = self.path / "snapshots"
-        """Of a run of many jobs."""
+        """Of a run of many jobs, or a sweep."""
         self.result = self.path / _RESULT
 
     def check(self, resume: bool) -> None:
@@ -64,11 +68,10 @@ class RunFolder:
             )
         if not self.path.exists():
             raise ConfigError(f"{self.path}: nothing to resume: no such folder; check the output")
-        if (
-            "jobs" in (yaml.safe_load((self.path / _CONFIG).read_text("utf-8")) or {})
-        ) != self.many:
-            other = "a run of one job" if self.many else "a run of many jobs"
-            raise ConfigError(f"{self.path}: the folder of {other}; choose another output")
+        written = yaml.safe_load((self.path / _CONFIG).read_text("utf-8")) or {}
+        kind = next((kind for key, kind in _KINDS.items() if key in written), "job")
+        if kind != self.kind:
+            raise ConfigError(f"{self.path}: the folder of {_NAMES[kind]}; choose another output")
         if self.result.exists():
             raise OutputExistsError(
                 f"{self.path}: this run is finished, so there is nothing to resume; choose another "

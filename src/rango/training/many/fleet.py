@@ -12,13 +12,10 @@ from typing import Any
 
 import torch
 
-from rango.adapters.attach import Adapted
 from rango.adapters.recompute import recomputing
-from rango.adapters.targets import Target
 from rango.base.heap import keep_freed_memory
-from rango.base.roles import Uncovered
+from rango.data.config import DataConfig
 from rango.data.templates.choose import use_template
-from rango.data.tokens.pack import Packed
 from rango.errors import ConfigError, DataError, TokenizerError, VerificationError
 from rango.evaluation.fit import check_fit, check_labelled
 from rango.progress import Progress, silent
@@ -28,16 +25,19 @@ from rango.training.determinism import deterministic_kernels
 from rango.training.fit import conclude
 from rango.training.interrupt import StopRequest, stop_requests
 from rango.training.loop import Run, account, look
-from rango.training.many.config import ManyConfig
+from rango.training.many.config import JobConfig, ManyConfig
 from rango.training.many.finish import finish_job
 from rango.training.many.gradients import Share, add_gradients
+from rango.training.many.ground import Ground
 from rango.training.many.job import Job, JobLog, events_of
+from rango.training.many.outcome import FAILED, STOPPED, TRAINED, Outcome
 from rango.training.many.scheduler import Scheduler
 from rango.training.many.snapshot import Snapshot, Training, latest_snapshot, save_snapshot
+from rango.training.many.source import Source
 from rango.training.memory import PeakMemory
 from rango.training.monitor import COMPLETED, Monitor, check_measurable
 from rango.training.optimizer import BankAdamW
-from rango.training.prepare import prepare_samples
+from rango.training.prepare import Samples, prepare_samples
 from rango.training.reference import forgetting_of
 from rango.training.run_folder import RunFolder
 from rango.training.schedule import check_training, plan_steps
@@ -46,23 +46,9 @@ from rango.training.trainee import LoraTrainee, adamw_settings
 _SHARE_OF_SNAPSHOTS = 0.05
 """At most this part of the time goes into snapshots, however often they are asked for."""
 
-TRAINED, FAILED = "trained", "failed"
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job."""
-
-    status: str
-    """trained, or failed."""
-    detail: str
-    """Why it ended, as a sentence."""
-    steps: int = 0
-    saved: str | None = None
-    """The adapter's folder."""
-    base_loss: float | None = None
-    """On what was held out, nats a token; None without it."""
-    loss: float | None = None
+Prepare = Callable[[DataConfig, Any, Progress], Samples]
+"""From what a job says of its data, and a tokenizer, to samples."""
 
 
 @dataclass
@@ -70,17 +56,14 @@ class Fleet:
     """A run of many jobs, ready to start or to go on."""
 
     config: ManyConfig
+    """The run's own options; its jobs come from `source`."""
+    source: Source
     folder: RunFolder
-    adapted: Adapted
-    tokenizer: Any
-    targets: Callable[[str], list[Target]]
-    """A job's, by its name."""
-    uncovered: Callable[[str], list[Uncovered]]
-    """The weights that a job leaves as they are, by its name."""
-    packed: Packed
+    ground: Ground
     origins: Origins
     watch: Callable[[Fleet], None]
     """Called after each round, and when a job begins or ends."""
+    prepare: Prepare = prepare_samples
     progress: Progress = silent
     round: int = 0
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -89,13 +72,15 @@ class Fleet:
     """Of those that have ended."""
 
     def __post_init__(self) -> None:
-        self.by_name = {job.name: job for job in self.config.jobs}
-        self.waiting = list(reversed(self.by_name))  # the next one last
+        self.adapted, self.tokenizer = self.ground.adapted, self.ground.tokenizer
+        self.packed = self.ground.packed
         self.scheduler = Scheduler(self.config.round_tokens)
         self.optimizer = BankAdamW(self.adapted.bank, active=[])
         self.snapshots = self.folder.snapshots
         self._peak = PeakMemory(self.adapted.bank.parameters.device)
         self._saved_at, self._saving = time.monotonic(), 0.0
+        self._base_looks: dict[str, dict[str, Any]] = {}
+        """The evaluation of the base, by the digest of the samples."""
 
     def run(self) -> None:
         """Train all jobs. Raises KeyboardInterrupt after SIGINT or SIGTERM, the round being
@@ -143,6 +128,9 @@ class Fleet:
             account(job.run, share.tokens, share.targets, share.loss, rate, norm, own)
             job.loss = share.loss / share.targets
             self._judge(job)
+        going_on = [job for job in jobs if job.name in self.jobs]
+        for name, why in self.source.after_round(going_on).items():
+            self._stop(self.jobs[name], why)
         self._tell()
 
     def _gradients(self, jobs: list[Job]) -> tuple[list[Job], list[Share], torch.Tensor]:
@@ -216,8 +204,14 @@ class Fleet:
         advice = "lower its training.learning_rate, or look at its samples"
         self._end(job, Outcome(FAILED, f"step {step + 1}: {what}; {advice}", step))
 
+    def _stop(self, job: Job, why: str) -> None:
+        state = job.run.state
+        job.run.recorder.event("stop", state.step, reason=STOPPED, detail=why)
+        self._end(job, Outcome(STOPPED, why, state.step, None, state.evaluations[0].get("loss")))
+
     def _end(self, job: Job, outcome: Outcome) -> None:
         """Give the row back."""
+        self.source.ended(job.name, outcome, job)
         self.outcomes[job.name] = outcome
         del self.jobs[job.name]
         job.log.sync()
@@ -230,24 +224,27 @@ class Fleet:
     def _admit(self, request: StopRequest) -> bool:
         """Give free rows to those that wait, until asked to stop; whether any job trains."""
         free = sorted(set(range(self.adapted.bank.rows)) - {job.row for job in self.jobs.values()})
-        while free and self.waiting and not request.asked:
-            name = self.waiting.pop()
+        while free and not request.asked:
+            given = self.source.next()
+            if given is None:
+                break
             try:
-                job = self._begin(name, free[0], None)
+                job = self._begin(given, free[0], None)
             except (DataError, TokenizerError, ConfigError) as error:
-                self.outcomes[name] = Outcome(FAILED, str(error))
+                self.outcomes[given.name] = Outcome(FAILED, str(error))
+                self.source.ended(given.name, self.outcomes[given.name], None)
             else:
                 del free[0]
-                self.jobs[name] = job
+                self.jobs[given.name] = job
             self._tell()
         return bool(self.jobs)
 
-    def _begin(self, name: str, row: int, then: Training | None) -> Job:
+    def _begin(self, given: JobConfig, row: int, then: Training | None) -> Job:
         """A job in its row: new, or as it was `then`."""
-        config = self.config.run_config(self.by_name[name])
+        name, config = given.name, self.config.run_config(given)
         check_training(config.training)
         tokenizer = use_template(self.tokenizer, config.data.chat_template)
-        data = prepare_samples(config.data, tokenizer, self.progress)
+        data = self.prepare(config.data, tokenizer, self.progress)
         check_measurable(config.training, bool(data.valid), bool(data.general))
         check_labelled(self.adapted.model, data.train.samples[:1])
         for some in (data.train.samples, data.valid, data.general):
@@ -257,7 +254,7 @@ class Fleet:
                 f"job {name}: its samples are not those it was started with ({then.data} then, "
                 f"{data.digest} now); put them back, or choose another output folder"
             )
-        self.adapted.configure(row, config.adapter, self.targets(name))
+        self.adapted.configure(row, config.adapter, self.ground.targets.of(config.adapter))
         self.adapted.reset(row, config.training.seed)
         self.optimizer.renew(row, adamw_settings(config.training))
         trainee = LoraTrainee(self.adapted, config.training, row, self.optimizer)
@@ -290,18 +287,31 @@ class Fleet:
             packed=self.packed,
             pad_id=tokenizer.pad_token_id,
         )
-        uncovered = self.uncovered(name)
+        uncovered = self.ground.targets.left_by(config.adapter)
         job = Job(name, row, config, folder, log, files, tokenizer, data, run, uncovered)
         if then is None:
             folder.note_skipped(data.bad)
             run.recorder.event("start", 0, total=run.plan.total, row=row)
             try:
-                with trainee.learning():
-                    look(run)  # what all later ones are compared with: the base
+                self._look_at_base(job)
             except BaseException:
                 files.close()
                 raise
         return job
+
+    def _look_at_base(self, job: Job) -> None:
+        """What all later evaluations are compared with: the base, which is the same for all jobs
+        with the same samples."""
+        run, digest = job.run, job.data.digest
+        if digest not in self._base_looks:
+            with run.trainee.learning():
+                look(run)
+            self._base_looks[digest] = run.state.evaluations[0]
+            return
+        known = self._base_looks[digest]
+        run.state.evaluations.append(dict(known))
+        if len(known) > 1:
+            run.recorder.event("evaluation", **known)
 
     def _resume(self) -> None:
         """Put everything back as the last snapshot has it."""
@@ -311,14 +321,10 @@ class Fleet:
         found.origins.check(self.origins, self.snapshots)
         self.round = found.round
         self.outcomes = {name: Outcome(**values) for name, values in found.outcomes.items()}
-        self.waiting = [
-            name
-            for name in self.waiting
-            if name not in found.training and name not in found.outcomes
-        ]
+        self.source.restore(found.source)
         self.scheduler.credits, self.scheduler.waited = found.credits, found.waited
         for name, then in found.training.items():
-            job = self._begin(name, then.row, then)
+            job = self._begin(self.source.job(name), then.row, then)
             self.jobs[name] = job
             best = found.tensors.get(f"best/{name}")
             job.run.monitor.best = {} if best is None else {"row": best}
@@ -354,6 +360,7 @@ class Fleet:
                     for name, job in self.jobs.items()
                 },
                 json_numbers({k: dataclasses.asdict(v) for k, v in self.outcomes.items()}),
+                self.source.state(),
                 tensors,
             ),
         )
@@ -362,8 +369,9 @@ class Fleet:
 
     def _tell(self) -> None:
         parts = [job.run.state.step / job.run.plan.total for job in self.jobs.values()]
-        note = f"{len(self.jobs)} training, {len(self.waiting)} waiting"
-        self.progress("jobs", len(self.outcomes) + sum(parts), len(self.by_name), "jobs", note)
+        words = [f"{len(self.jobs)} training", f"{self.source.waiting} waiting", self.source.note()]
+        note = ", ".join(word for word in words if word)
+        self.progress("jobs", len(self.outcomes) + sum(parts), self.source.total, "jobs", note)
         self.watch(self)
 
 

@@ -22,7 +22,7 @@ from rango.files.atomic import atomic_directory
 from rango.files.digests import file_digest
 from rango.training.checkpoint import Origins, RunState
 
-_FORMAT = 1
+_FORMAT = 2
 _TENSORS, _FACTS = "tensors.safetensors", "state.json"
 
 
@@ -47,7 +47,9 @@ class Snapshot:
     training: dict[str, Training]
     """By name, in the order in which they began."""
     outcomes: dict[str, dict[str, Any]]
-    """Of the jobs that have ended; all others wait."""
+    """Of the jobs that have ended."""
+    source: dict[str, Any]
+    """State of what the jobs come from."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """parameters, exp_avg, exp_avg_sq (rows, P), steps (rows,), and best/NAME (P,) where a job has
     weights that it would go back to."""
@@ -69,6 +71,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
             "waited": snapshot.waited,
             "training": {name: dataclasses.asdict(job) for name, job in snapshot.training.items()},
             "outcomes": snapshot.outcomes,
+            "source": snapshot.source,
             "tensors": file_digest(working / _TENSORS),
         }
         (working / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
@@ -104,6 +107,7 @@ def latest_snapshot(folder: Path) -> Snapshot | None:
                 for name, job in facts["training"].items()
             },
             outcomes=facts["outcomes"],
+            source=facts["source"],
             tensors=load_file(path / _TENSORS),
         )
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import resource
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
-from rango.adapters.attach import attach_targets
-from rango.adapters.config import LoraConfig
-from rango.adapters.targets import Target, find_targets
-from rango.base.load import Base, load_configured
-from rango.base.packing import packing_probe
-from rango.base.roles import Uncovered, uncovered_weights
-from rango.base.tokenizer import load_tokenizer
-from rango.data.tokens.pack import Packed
-from rango.errors import ConfigError, TargetError
 from rango.progress import Progress, silent
 from rango.tracking.events import json_numbers
 from rango.training.checkpoint import Origins
 from rango.training.many.config import ManyConfig, check_many
-from rango.training.many.fleet import FAILED, Fleet, Outcome
+from rango.training.many.fleet import Fleet
+from rango.training.many.ground import ground
+from rango.training.many.outcome import FAILED, Outcome
+from rango.training.many.source import JobList
 from rango.training.run_folder import RunFolder, deciding
-
-_FILES_A_JOB, _OTHER_FILES = 12, 256
 
 
 @dataclass(frozen=True)
@@ -70,113 +61,32 @@ def train_many(
     anything is written; then StorageError and KeyboardInterrupt, which leave a run to resume.
     """
     check_many(config)
-    folder = RunFolder(config.output, many=True)
+    folder = RunFolder(config.output, kind="jobs")
     folder.check(resume)
-    _allow_files(config)
-    tokenizer = load_tokenizer(config.base.model, config.base.revision)
-    base = load_configured(config.base, progress=progress)
-    if base.kind != "causal":
-        raise ConfigError(
-            f"{base.source}: {type(base.model).__name__} does not continue text, and many jobs at "
-            "once train models that do; train a classifier with rango train"
-        )
-    targets = _Targets(base, config)
-    packed = _packed(base, config)
     rows = min(config.rows, len(config.jobs))
-    adapted = attach_targets(base.model, targets.union(), rows=rows, base=base)
-    fleet = None
-    try:
-        with folder.open(dataclasses.asdict(config), resume):
-            fleet = Fleet(
-                config=config,
-                folder=folder,
-                adapted=adapted,
-                tokenizer=tokenizer,
-                targets=targets.of,
-                uncovered=targets.left_by,
-                packed=packed,
-                origins=Origins(_deciding(config), base.fingerprint, ""),
-                watch=watch,
-                progress=progress,
-            )
-            fleet.run()
-            result = ManyResult(
-                str(folder.path), {job.name: fleet.outcomes[job.name] for job in config.jobs}
-            )
-            folder.finish(result.as_dict())
-            shutil.rmtree(fleet.snapshots, ignore_errors=True)
-            return result
-    finally:
-        if fleet is not None:
-            fleet.close()
-        adapted.detach()
-
-
-class _Targets:
-    """What each job adapts; jobs with the same adapter share the answer."""
-
-    def __init__(self, base: Base, config: ManyConfig) -> None:
-        self._keys = {job.name: _key(job.adapter) for job in config.jobs}
-        self._found = {
-            key: find_targets(base.model, adapter)
-            for key, adapter in {_key(job.adapter): job.adapter for job in config.jobs}.items()
-        }
-        head = base.model.get_output_embeddings()
-        self._uncovered = {}
-        for key, targets in self._found.items():
-            covered = {target.module for target in targets}
-            if any(base.model.get_submodule(name) is head for name in covered):
-                raise TargetError(
-                    "the head sees only some tokens of a batch, so jobs that share batches cannot "
-                    "adapt it; leave it out of target_modules, or train that job alone"
-                )
-            self._uncovered[key] = uncovered_weights(base.model, covered)
-
-    def of(self, name: str) -> list[Target]:
-        """A job's targets."""
-        return self._found[self._keys[name]]
-
-    def left_by(self, name: str) -> list[Uncovered]:
-        """The weights that a job leaves as they are."""
-        return self._uncovered[self._keys[name]]
-
-    def union(self) -> list[Target]:
-        """The sites of all jobs, each with the largest rank that any of them has there."""
-        sites: dict[str, Target] = {}
-        for targets in self._found.values():
-            for target in targets:
-                known = sites.get(target.name)
-                r = max(target.r, known.r) if known else target.r
-                sites[target.name] = replace(target, r=r)
-        return list(sites.values())
-
-
-def _allow_files(config: ManyConfig) -> None:
-    """Raise the soft limit on open files to what the rows need; ConfigError where that is refused.
-
-    A job in training maps the files of its samples and writes its log.
-    """
-    needed = _FILES_A_JOB * min(config.rows, len(config.jobs)) + _OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if needed <= soft or soft == resource.RLIM_INFINITY:
-        return
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise ConfigError(
-            f"rows: {config.rows} jobs at once need {needed} open files, and the system allows "
-            f"{hard}; lower rows"
+    pack = all(job.data.packing != "off" for job in config.jobs)
+    adapters = [job.adapter for job in config.jobs]
+    with (
+        ground(config.base, adapters, rows=rows, pack=pack, progress=progress) as under,
+        folder.open(dataclasses.asdict(config), resume),
+    ):
+        fleet = Fleet(
+            config=config,
+            source=JobList(config.jobs),
+            folder=folder,
+            ground=under,
+            origins=Origins(_deciding(config), under.base.fingerprint, ""),
+            watch=watch,
+            progress=progress,
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-def _key(adapter: LoraConfig) -> str:
-    return json.dumps(dataclasses.asdict(adapter), sort_keys=True)
-
-
-def _packed(base: Base, config: ManyConfig) -> Packed:
-    """Samples share rows unless the model, or a job's config, does not let them."""
-    if any(job.data.packing == "off" for job in config.jobs):
-        return False
-    return packing_probe(base.model).how
+        with closing(fleet):
+            fleet.run()
+        result = ManyResult(
+            str(folder.path), {job.name: fleet.outcomes[job.name] for job in config.jobs}
+        )
+        folder.finish(result.as_dict())
+        shutil.rmtree(fleet.snapshots, ignore_errors=True)
+        return result
 
 
 def _deciding(config: ManyConfig) -> dict[str, Any]:
