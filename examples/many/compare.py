@@ -23,9 +23,9 @@ import rango
 from rango.adapters.routing import NO_ROW
 from rango.base.packing import packing_probe
 from rango.data.samples import Sample
-from rango.data.tokens.pack import collate
+from rango.data.tokens.pack import Packed, collate
 from rango.evaluation.loss import token_losses
-from rango.files.atomic import write_text
+from rango.files.atomic import refuse_existing, write_text
 
 HERE = Path(__file__).parent
 BASE = HERE.parents[1] / "src" / "rango" / "demo" / "base"
@@ -42,18 +42,26 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="of each held-out set; all by default")
     parser.add_argument("--output", type=Path, help="a JSON file")
     options = parser.parse_args()
+    if options.output:
+        refuse_existing(options.output)
     folders = {path.parent.name: path for path in sorted(options.run.glob("jobs/*/adapter"))}
-    if not folders:
-        raise SystemExit(f"{options.run}: no jobs/*/adapter in it; is it a finished run's folder?")
+    if len(folders) < 2:
+        raise SystemExit(
+            f"{options.run}: expected jobs/*/adapter of at least two jobs, found {len(folders)}; "
+            "is it a finished run's folder?"
+        )
+    if options.samples is not None and options.samples < 1:
+        raise SystemExit(f"--samples: expected at least 1, found {options.samples}")
     base = rango.load_base(options.base)
     tokenizer = rango.load_tokenizer(options.base)
     adapted = bank_of(base, list(folders.values()))
+    packed = packing_probe(adapted.model).how
     losses: dict[str, dict[str, float]] = {}
     for number, name in enumerate(folders, 1):
         examples = rango.read_examples(str(options.heldout / f"{name}.jsonl"))[: options.samples]
         samples = rango.tokenize(examples, tokenizer).samples
         rows = [NO_ROW, *range(len(folders))]
-        found = losses_under(adapted, samples, rows, tokenizer.pad_token_id)
+        found = losses_under(adapted, samples, rows, packed, tokenizer.pad_token_id)
         losses[name] = dict(zip(["base", *folders], found, strict=True))
         print(f"\r{number} of {len(folders)} sets", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -82,10 +90,13 @@ def bank_of(base: rango.Base, folders: Sequence[Path]) -> rango.Adapted:
 
 @torch.no_grad()
 def losses_under(
-    adapted: rango.Adapted, samples: Sequence[Sample], rows: Sequence[int], pad_id: int
+    adapted: rango.Adapted,
+    samples: Sequence[Sample],
+    rows: Sequence[int],
+    packed: Packed,
+    pad_id: int,
 ) -> list[float]:
     """The mean loss over the samples' targets under each of the rows, NO_ROW the base."""
-    packed = packing_probe(adapted.model).how
     work = [(place, row) for row in range(len(rows)) for place in range(len(samples))]
     per_batch = max(1, TOKENS // max(len(sample) for sample in samples))
     sums = torch.zeros(len(rows), dtype=torch.float64)

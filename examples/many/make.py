@@ -38,6 +38,8 @@ def main() -> None:
     chosen = {name: phrases(django(source, name)) for name in languages(source)}
     chosen |= {name: phrases(cldr(name)) for name in FROM_CLDR}
     here = Path(__file__).parent
+    for stale in here.glob("*/*.jsonl"):
+        stale.unlink()
     for name, pairs in sorted(chosen.items()):
         for folder, part in zip(("train", "heldout"), split(pairs), strict=True):
             (here / folder).mkdir(exist_ok=True)

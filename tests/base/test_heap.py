@@ -6,9 +6,11 @@ import platform
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
+_HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TAKE_AND_FREE = """
     import resource, sys
     from rango.base.heap import keep_freed_memory, return_freed_memory
@@ -29,6 +31,7 @@ _TAKE_AND_FREE = """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.skipif(_HUGE.exists() and "[always]" in _HUGE.read_text(), reason="pages of 2 MB")
 def test_what_is_kept_is_not_fetched_again() -> None:
     pages = 2 * 2**22 // 4096
     assert _faults("keep") < pages / 10

@@ -69,7 +69,7 @@ def test_flags(
 def test_a_file_with_flags_over_it(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = {"space": {"learning_rate": "1e-4,1e-2", "r": [2, 4]}, "sampler": "grid"}
+    written = {"space": {"learning_rate": "1e-4,1e-2", "rank": [2, 4]}, "sampler": "grid"}
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(written))
     words = ["sweep", str(file), *words[1:], "--try", "r=2", "--json"]
@@ -91,6 +91,10 @@ def test_a_file_with_flags_over_it(
         (["--try", "rr=1,2"], 2, "unknown option 'rr'; nearest: r"),
         (["--try", "r"], 2, "expected NAME=VALUES"),
         (["--try", "r=2,4", "--sampler", "tpee"], 2, "sampler"),
+        (["--try", "r=2,4", "--try", "rank=8"], 2, "r is given twice"),
+        (["--try", "r=2,4", "--json", "sweep.yaml"], 2, "FILE stands first"),
+        (["--try", "r=2,4", "--training.keep_checkpoints", "3"], 2, "keeps snapshots"),
+        (["--try", "r=2,4", "--data.valid_share", "0.001"], 3, "at least 2"),
         (["--try", "r=2,4", "--candidatez", "4"], 2, "unknown flag --candidatez"),
         (["--try", "r=2,4", "--data.valid_share", "0"], 2, "judges on held-out samples"),
         (["--try", "r=2,4", "--halvings", "5"], 2, "is too short for 5 rungs"),
@@ -147,7 +151,9 @@ def test_interrupted_it_goes_on_from_its_own_config(
 
 def test_all_diverge(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--try", "learning_rate=1e29,1e30"]) == 8
-    assert "none of 2 candidates came to its end" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "none of 2 candidates came to its end: 2 diverged" in printed
+    assert "recipe.yaml" in printed
 
 
 def test_the_table_shows_the_best_so_far(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

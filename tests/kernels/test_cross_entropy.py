@@ -127,9 +127,9 @@ def test_every_kind_in_every_shape(
 
 
 @pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 16])
 def test_tokens_in_several_chunks(build: str, threads: int) -> None:
-    """So wide that 8 MB hold the tables of 64 tokens only."""
+    """So wide that 8 MB hold the tables of 64 tokens, or of 127 for a thread alone."""
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(150, 8200, generator=generator)
     weight = torch.randn(300, 8200, generator=generator) / 8200**0.5

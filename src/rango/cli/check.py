@@ -144,11 +144,13 @@ def main(words: Sequence[str]) -> int:
     if options.report:
         write_audit_report(options.report, audit, previews)
     fixed = None
-    if options.fix:
-        with ProgressBars() as progress:
-            fixed = write_fixed(source, audit, options.fix, columns=columns, progress=progress)
-    if not parsed.json:
-        show(audit_view(audit, previews))
+    try:
+        if options.fix:
+            with ProgressBars() as progress:
+                fixed = write_fixed(source, audit, options.fix, columns=columns, progress=progress)
+    finally:
+        if not parsed.json:
+            show(audit_view(audit, previews))
     if options.report:
         say(f"report: {options.report}")
     if fixed:

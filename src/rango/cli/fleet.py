@@ -112,7 +112,7 @@ def jobs_in_training(fleet: Fleet, left: Mapping[str, float | None], room: int) 
         state, plan = job.run.state, job.run.plan
         seconds = left.get(job.name)
         table.add_row(
-            printable(f"{job.name} {fleet.source.words(job.name)}".rstrip()),
+            Text(printable(f"{job.name} {fleet.source.words(job.name)}".rstrip())),
             f"{state.step}/{plan.total}",
             "" if job.loss is None else f"{job.loss:.4f}",
             "" if state.best_loss is None else f"{state.best_loss:.4f}",

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 import rango
 from rango.cli.output import as_facts, print_json, show
 from rango.cli.parsing import add_json_flag, collect, new_parser, parse, say, with_columns
+from rango.errors import ConfigError
 from rango.training.sweep.config import SweepConfig
 
 HELD_OUT = 0.1
@@ -60,14 +61,19 @@ def parser() -> ArgumentParser:
 def main(words: Sequence[str]) -> None:
     """Parse, search, print."""
     from rango.cli.fleet import FleetView
-    from rango.training.sweep.written import parse_try
+    from rango.training.sweep.written import option_name, parse_try
 
     words = [*with_columns(words)]
     if words and not words[0].startswith("-"):
         words = ["--config", *words]
     options = parse(parser(), words)
+    if options.file:
+        raise ConfigError(
+            f"FILE stands first: rango sweep {options.file} …, found it after other options"
+        )
     config = collect(SweepConfig, options)
-    config = replace(config, space=dict(config.space) | parse_try(options["try"]))
+    written = {option_name(name): values for name, values in config.space.items()}
+    config = replace(config, space=written | parse_try(options["try"]))
     with FleetView() as view:
         result = rango.sweep(
             config, resume=options.resume, watch=view.watch, progress=view.progress

@@ -154,9 +154,10 @@ def _print(config: ManyConfig, result: ManyResult) -> None:
     show(jobs_table([{"name": name} | vars(one) for name, one in result.outcomes.items()]))
     trained = [one for one in result.outcomes.values() if one.saved]
     say(f"trained: {len(trained)} of {len(config.jobs)}, each in {config.output}/jobs/NAME/adapter")
-    judged = [one for one in trained if one.loss is not None and one.base_loss is not None]
+    losses = [(one.loss, one.base_loss) for one in trained]
+    judged = [(own, base) for own, base in losses if own is not None and base is not None]
     if judged:
-        better = sum(one.loss < one.base_loss for one in judged)  # type: ignore[operator]
+        better = sum(own < base for own, base in judged)
         say(f"better than the base on what was held out: {better} of {len(judged)}")
     if trained:
         saved = str(trained[0].saved)

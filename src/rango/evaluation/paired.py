@@ -91,10 +91,10 @@ def paired_interval(
         raise DataError("losses of different samples cannot be paired")
     count = len(one.tokens)
     generator = np.random.default_rng(seed)
-    least = max(1, _AT_ONCE // count)
+    at_once = max(1, _AT_ONCE // count)
     differences: list[NDArray[np.float64]] = []
-    for first in range(0, draws, least):
-        some = min(least, draws - first)
+    for first in range(0, draws, at_once):
+        some = min(at_once, draws - first)
         times = generator.multinomial(count, np.full(count, 1 / count), size=some)  # (some, N)
         tokens = np.maximum(times @ one.tokens, 1)
         differences.append((times @ (one.sums - other.sums)) / tokens)

@@ -2,8 +2,9 @@
 
 Blocks of the vocabulary are decoded into cache, give their logits, and are added up under their
 exponentials at once. Held at a time: on each thread a block of logits, and unless the weight is in
-fp32 a decoded block of it (128·H floats); and for as many tokens as 8 MB hold (64 to 512) twice the
-gradient for each slice of the vocabulary (one a thread, at most 8).
+fp32 a decoded block of it (128·H floats); and twice the gradient for each slice of the vocabulary
+(one a thread, at most 8), for as many tokens as 8 MB hold, but at least 64 (for each thread that
+shares a slice, where there are more than 8) and at most 512.
 """
 
 from __future__ import annotations

@@ -69,7 +69,14 @@ def test_how_it_begins() -> None:
     assert len(beginning(SPACE, "tpe", 24, 12, 0)) == 12
     assert len(beginning(SPACE, "tpe", 5, 12, 0)) == 5
     assert len(beginning(SPACE, "random", 24, 4, 0)) == 24
-    small = parse_space({"r": "2,4", "schedule": "linear,cosine"})
+
+
+def test_a_grid_is_tried_whole_and_in_no_order() -> None:
+    """Along the way to the optimum each is the best so far, and nobody would be pruned."""
+    small = parse_space({"r": "2,4,8", "lr": "1e-4..1e-2:5"})
     every = [*small.grid()]
-    assert beginning(small, "grid", 4, 2, 0) == every
-    assert beginning(small, "tpe", 4, 2, 0) == every  # as many as there are points
+    found = beginning(small, "grid", 15, 2, 0)
+    assert found != every
+    assert sorted(found, key=every.index) == every
+    assert beginning(small, "tpe", 15, 2, 0) == found  # as many as there are points
+    assert beginning(small, "grid", 15, 2, 1) != found

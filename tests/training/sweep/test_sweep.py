@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -33,10 +36,12 @@ from rango.training.config import RunConfig, TrainingConfig
 from rango.training.many import fleet as fleets
 from rango.training.many.config import JobConfig, ManyConfig
 from rango.training.many.train import train_many
+from rango.training.sweep.candidate import Candidate
 from rango.training.sweep.config import SweepConfig
 from rango.training.sweep.result import SweepResult
 from rango.training.sweep.source import Candidates
 from rango.training.sweep.sweep import sweep
+from rango.training.sweep.written import parse_space
 from rango.training.train import train
 
 SPACE = {"learning_rate": "1e-4..1e-1", "r": "2,4", "lora_dropout": "0,0.1"}
@@ -85,6 +90,39 @@ def trials_of(output: Path) -> list[Any]:
     trials = study.trials
     storage.engine.dispose()
     return trials
+
+
+def test_interrupted_while_candidates_begin(config: Callable[..., SweepConfig]) -> None:
+    """No round of some of them: they would reach the rungs ahead of those that they belong with."""
+    whole = outcome(sweep(config("whole")))
+
+    def stop(fleet: fleets.Fleet) -> None:
+        if fleet.round == 0 and len(fleet.jobs) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config(), watch=stop)
+    assert outcome(sweep(config(), resume=True)) == whole
+
+
+def test_one_that_diverged_later_holds_nobody_back(
+    config: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = config()
+    study: Any = SimpleNamespace(follow=lambda candidates: None)
+    source = Candidates(told, parse_space(told.space), 10, study, samples=40, packed=True, pad_id=0)
+    for _ in range(2):
+        source.next()
+    source.all[0].losses, source.all[0].status = [1.0], "failed"
+
+    def measure(self: Candidates, candidate: Candidate, job: object) -> bool:
+        candidate.losses.append(2.0)
+        return True
+
+    monkeypatch.setattr(Candidates, "_measure", measure)
+    run = SimpleNamespace(plan=SimpleNamespace(total=15), state=SimpleNamespace(step=2))
+    job: Any = SimpleNamespace(name=source.all[1].name, run=run)
+    assert source.after_round([job]) == {}
 
 
 def test_the_winner_its_recipe_and_the_study(config: Callable[..., SweepConfig]) -> None:

@@ -13,8 +13,7 @@ namespace rango::RANGO_ISA {
 namespace {
 
 constexpr int64_t CHUNK = 512;  // tokens that share a reading of the weight, at most
-constexpr int64_t SUMS = 2 << 20;  // floats of a chunk's tables, at most, unless they are few tokens'
-constexpr int64_t FEWEST = 64;
+constexpr int64_t SUMS = 2 << 20;  // floats of a chunk's tables, unless a BAND a thread takes more
 constexpr int64_t BLOCK = 128;  // rows of the weight decoded together
 constexpr int64_t SLICES = 8;   // of the vocabulary, at most; more threads share out the tokens
 constexpr int64_t BAND = 64;    // tokens of a thread, at least, where they are shared out
@@ -246,7 +245,9 @@ void linear_cross_entropy(const float* hidden, int64_t tokens, const Weight& wei
   const int64_t slices = smaller(smaller(threads, SLICES), blocks);
   const int64_t panels = (weight.columns + PANEL - 1) / PANEL;
   const int64_t fitting = gradient ? SUMS / (slices * 2 * panels * PANEL) : CHUNK;
-  const int64_t chunk = fitting < FEWEST ? FEWEST : smaller(CHUNK, fitting);
+  const int64_t sharing = threads / slices > 1 ? threads / slices : 1;  // a slice
+  const int64_t fewest = smaller(CHUNK, BAND * sharing);
+  const int64_t chunk = fitting < fewest ? fewest : smaller(CHUNK, fitting);
   const int64_t chunks = (tokens + chunk - 1) / chunk;
   for (int64_t c = 0; c < chunks; c++) {
     const int64_t first = tokens * c / chunks, count = tokens * (c + 1) / chunks - first;

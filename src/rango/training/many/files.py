@@ -115,7 +115,8 @@ def _at(file: Path, job: Values, name: Any) -> Values:
             continue
         by_name = value != written[key]  # no name of the Hub, though the file be missing
         if by_name or glob.has_magic(value) or (file.parent / value).exists():
-            data[key] = str(file.parent / value)
+            # absolute, so that it cannot be taken for a name of the Hub
+            data[key] = str((file.parent / value).absolute() if by_name else file.parent / value)
     return job | {"data": data}
 
 

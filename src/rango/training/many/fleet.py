@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ from rango.training.determinism import deterministic_kernels
 from rango.training.fit import conclude
 from rango.training.interrupt import StopRequest, stop_requests
 from rango.training.loop import Run, account, look
-from rango.training.many.config import JobConfig, ManyConfig
+from rango.training.many.config import JOBS, JobConfig, ManyConfig
 from rango.training.many.finish import finish_job
 from rango.training.many.gradients import Share, add_gradients
 from rango.training.many.ground import Ground
@@ -89,7 +90,7 @@ class Fleet:
         with deterministic_kernels(), stop_requests() as request:
             self._resume()
             while self._admit(request) or request.asked:
-                if self.jobs:
+                if self.jobs and not request.asked:  # else it would be a round of some, not all
                     self._round()
                 asked = request.asked  # read once: what is asked from here on waits a round
                 if asked or self._is_due():
@@ -316,7 +317,8 @@ class Fleet:
     def _resume(self) -> None:
         """Put everything back as the last snapshot has it."""
         found = latest_snapshot(self.snapshots)
-        if found is None:
+        if found is None:  # all begins anew, perhaps with other jobs
+            shutil.rmtree(self.folder.path / JOBS, ignore_errors=True)
             return
         found.origins.check(self.origins, self.snapshots)
         self.round = found.round

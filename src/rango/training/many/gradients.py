@@ -77,7 +77,7 @@ def _plan(samples: Sequence[Sample], micro_tokens: int, packed: Packed) -> list[
     if not packed:  # samples of like length share a batch
         plan = plan_batches(samples, range(len(samples)), micro_tokens=micro_tokens, packed=packed)
         return [sorted(batch) for batch in plan]
-    # nothing is padded, so that a job's samples may stay together, in as few batches as can be
+    # nothing is padded, so that a job's samples may stay together
     batches: list[list[int]] = []
     room = 0
     for place, length in enumerate(lengths_of(samples, range(len(samples))).tolist()):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from rango.errors import ConfigError
+from rango.training.config import TrainingConfig
 from rango.training.schedule import check_training
 from rango.training.sweep.config import CANDIDATES, SweepConfig
 from rango.training.sweep.space import Space
@@ -67,5 +69,10 @@ def _faults(config: SweepConfig, space: Space) -> Iterator[str]:
             "training.max_steps counts steps, so that a larger batch_size would see more samples; "
             "bound the run by training.epochs, or leave batch_size out of the space"
         )
+    for name in ("checkpoint_every", "keep_checkpoints"):
+        if getattr(config.training, name) != getattr(TrainingConfig, name):
+            yield f"training.{name}: a sweep keeps snapshots of all its candidates; leave it out"
+    if "?" in str(Path(config.output).resolve()):
+        yield f"output: {config.output}: Optuna's storage takes no path with a question mark"
     if config.adapter.modules_to_save:
         yield "adapter.modules_to_save: candidates share batches and hold no layer whole"

@@ -20,7 +20,10 @@ def beginning(space: Space, sampler: str, count: int, rows: int, seed: int) -> l
     """The candidates that follow from no result: all of a grid, all at random, or those that begin
     before tpe has anything to learn from."""
     if sampler == "grid" or count == space.size:
-        return [*space.grid()]
+        # shuffled: in order, each would be better than those before on the way to the optimum, and
+        # halving would prune nobody
+        points = [*space.grid()]
+        return [points[place] for place in np.random.default_rng(seed).permutation(len(points))]
     if sampler == "tpe":
         count = min(count, max(rows, _LEAST_SPREAD))
     found: list[Params] = []

@@ -13,7 +13,7 @@ from rango.evaluation.paired import SampleLosses, paired_interval
 from rango.tracking.events import json_numbers
 from rango.training.many.config import JOBS
 from rango.training.sweep.advice import advice
-from rango.training.sweep.candidate import FINISHED, Candidate, ranked
+from rango.training.sweep.candidate import FAILED, FINISHED, Candidate, ranked
 from rango.training.sweep.config import SweepConfig
 from rango.training.sweep.halving import rung_share
 from rango.training.sweep.source import HELD_OUT
@@ -34,7 +34,8 @@ class Ranked:
     @property
     def as_good(self) -> bool:
         """Whether it could as well be the best, for all that the held-out samples said there."""
-        return self.interval is not None and self.interval[0] <= 0
+        failed = self.candidate.status == FAILED
+        return not failed and self.interval is not None and self.interval[0] <= 0
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -67,7 +68,7 @@ class SweepResult:
 
     @property
     def best(self) -> Candidate:
-        """The best candidate, which finished."""
+        """The best candidate, which finished if any did."""
         return self.candidates[0].candidate
 
     @property
@@ -84,8 +85,8 @@ class SweepResult:
         """What result.json holds."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         found["candidates"] = [candidate.as_dict() for candidate in self.candidates]
-        finished = self.best.status == FINISHED
-        found |= {"saved": self.saved, "recipe": self.recipe} if finished else {}
+        found |= {"saved": self.saved} if self.best.status == FINISHED else {}
+        found |= {"recipe": self.recipe}
         return json_numbers(found)
 
 

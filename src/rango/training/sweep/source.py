@@ -103,7 +103,11 @@ class Candidates:
             else:
                 why[job.name] = candidate.detail
         for rung, here in arrived.items():
-            losses = {c.number: c.losses[rung] for c in self.all if len(c.losses) > rung}
+            losses = {
+                c.number: math.inf if c.status == FAILED else c.losses[rung]
+                for c in self.all
+                if len(c.losses) > rung
+            }
             kept = going_on(losses, self.config.eta)
             share = percent(rung_share(rung, self.config.eta, self.config.halvings), 0)
             for candidate in here:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import closing
@@ -25,7 +26,7 @@ from rango.training.many.ground import Ground, ground
 from rango.training.prepare import Samples, prepare_samples
 from rango.training.run_folder import RunFolder, deciding
 from rango.training.schedule import plan_steps
-from rango.training.sweep.candidate import FINISHED, Candidate
+from rango.training.sweep.candidate import FAILED, FINISHED, Candidate
 from rango.training.sweep.check import check_sweep
 from rango.training.sweep.config import SweepConfig
 from rango.training.sweep.extra import optuna
@@ -35,6 +36,8 @@ from rango.training.sweep.space import Choice, Space
 from rango.training.sweep.study import Study
 
 BEST, RECIPE = "best", "recipe.yaml"
+_LEAST_HELD_OUT = 2
+"""One sample says nothing about how far the choice of samples moves a loss."""
 
 
 def sweep(
@@ -59,6 +62,7 @@ def sweep(
     resume; NonFiniteLossError, when all is written, where no candidate came to its end.
     """
     space, total = check_sweep(config)
+    config = replace(config, space=space.plain())  # however it was written
     optuna()  # missing, it is missed now
     folder = RunFolder(config.output, kind="sweep")
     folder.check(resume)
@@ -82,15 +86,18 @@ def sweep(
                 held_out=len(samples.valid),
             )
             if result.best.status == FINISHED:
-                _keep_best(folder, config, result.best, len(samples.train.samples))
+                _keep_adapter(folder, result.best)
+            _keep_recipe(folder, config, result.best, len(samples.train.samples))
             write_sweep_page(folder.path, result.as_dict())
             folder.finish(result.as_dict())
             shutil.rmtree(folder.snapshots, ignore_errors=True)
     if result.best.status != FINISHED:
+        failed = sum(one.candidate.status == FAILED for one in result.candidates)
         raise NonFiniteLossError(
-            f"{config.output}: none of {total} candidates came to its end "
-            f"({result.best.name}: {result.best.detail}); lower the range of learning_rate, or "
-            "look at the samples"
+            f"{config.output}: none of {total} candidates came to its end: {failed} diverged, and "
+            f"the others had been pruned. The best, {result.best.name} ({result.best.detail}), is "
+            f"trained by rango train --config {shlex.quote(result.recipe)}; or lower the range of "
+            "learning_rate"
         )
     return result
 
@@ -143,20 +150,23 @@ def _run(
         return source
 
 
-def _keep_best(folder: RunFolder, config: SweepConfig, best: Candidate, samples: int) -> None:
-    """best/, a copy of the adapter, and recipe.yaml."""
+def _keep_adapter(folder: RunFolder, best: Candidate) -> None:
+    """best/, a copy of it."""
     with atomic_directory(folder.clear(BEST)) as working:
         shutil.copytree(folder.path / JOBS / best.name / "adapter", working, dirs_exist_ok=True)
+
+
+def _keep_recipe(folder: RunFolder, config: SweepConfig, best: Candidate, samples: int) -> None:
     text = yaml.safe_dump(recipe(config, best, samples), sort_keys=False, allow_unicode=True)
     write_text(folder.path / RECIPE, text, overwrite=True)
 
 
 def _check_samples(config: SweepConfig, space: Space, samples: Samples) -> None:
     """Raise where the data give nothing to judge on, or too few steps to judge after."""
-    if not samples.valid:
+    if len(samples.valid) < _LEAST_HELD_OUT:
         raise DataError(
-            f"{config.data.train}: nothing is held out, so that candidates cannot be compared; "
-            "give data.valid, or a larger data.valid_share"
+            f"{config.data.train}: {len(samples.valid)} samples are held out, and candidates are "
+            f"compared on at least {_LEAST_HELD_OUT}; give data.valid, or a larger data.valid_share"
         )
     least = config.eta**config.halvings
     for batch_size in _batch_sizes(config, space):

@@ -48,8 +48,14 @@ _NOT_A_JOBS = {
 and are judged alike."""
 
 
+def option_name(given: Any) -> str:
+    """The config's own name of an option: adapter.r and rank are r."""
+    name = str(given).rpartition(".")[2]
+    return SHORT.get(name, name)
+
+
 def parse_try(words: Sequence[str]) -> dict[str, str]:
-    """What `--try NAME=VALUES` says. Raises ConfigError."""
+    """What `--try NAME=VALUES` says, by the options' own names. Raises ConfigError."""
     found: dict[str, str] = {}
     for given in words:
         name, equals, values = (part.strip() for part in given.partition("="))
@@ -57,6 +63,7 @@ def parse_try(words: Sequence[str]) -> dict[str, str]:
             raise ConfigError(
                 f"--try: expected NAME=VALUES such as learning_rate=1e-5..1e-2, found {given!r}"
             )
+        name = option_name(name)
         if name in found:
             raise ConfigError(f"--try: {name} is given twice; put all its values into one")
         found[name] = values
@@ -71,8 +78,7 @@ def parse_space(written: Mapping[str, Any]) -> Space:
     known = _searchable()
     found: dict[str, Dimension] = {}
     for given, values in written.items():
-        name = str(given).rpartition(".")[2]
-        name = SHORT.get(name, name)
+        name = option_name(given)
         if name not in known:
             reason = "" if name not in _NOT_A_JOBS else ", which is the same for all candidates"
             raise ConfigError(
