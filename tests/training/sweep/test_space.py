@@ -112,12 +112,13 @@ def test_nothing_and_twice() -> None:
 
 
 def test_flags() -> None:
-    assert parse_try(["r=4,8", "lr = 1e-5..1e-2"]) == {"r": "4,8", "lr": "1e-5..1e-2"}
+    found = parse_try(["adapter.r=4,8", "lr = 1e-5..1e-2"])
+    assert found == {"r": "4,8", "learning_rate": "1e-5..1e-2"}
     for wrong in ("r", "r=", "=4"):
         with pytest.raises(ConfigError, match="expected NAME=VALUES"):
             parse_try([wrong])
     with pytest.raises(ConfigError, match="r is given twice"):
-        parse_try(["r=4", "r=8"])
+        parse_try(["r=4", "rank=8"])
 
 
 def test_a_grid_has_every_point_once() -> None:
