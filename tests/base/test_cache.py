@@ -224,7 +224,7 @@ def empty(entry):
 
 def another_fingerprint(entry):
     facts = json.loads((entry / "rango.json").read_text())
-    facts["base"]["fingerprint"] = "sha256:" + "0" * 64
+    facts["base"]["fingerprint"] = "blake3:" + "0" * 64
     (entry / "rango.json").write_text(json.dumps(facts))
 
 
@@ -255,7 +255,7 @@ def test_a_damaged_entry_is_made_anew(damage, folder, store, quantizations, capl
     assert quantizations[-1] is False
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": {}}', '{"fingerprint": "sha256:x"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": {}}', '{"fingerprint": "blake3:x"}'])
 def test_a_damaged_note_about_a_source_is_not_believed(text, folder, store, quantizations):
     load_base(folder, quantize="nf4", cache=store)
     (path,) = (store / "sources").iterdir()

@@ -19,7 +19,7 @@ def test_its_definition_never_changes():
         "step": torch.tensor(7),
     }
     found = combine((digest_tensor(name, tensor) for name, tensor in tensors.items()), None)
-    assert found == ("sha256:ae734fbe46914224b65b6f27be3ea72e492fc378e4dfd245ffaf49e0084eaef1")
+    assert found == "blake3:80e127b3a783bc80f35bcc285c54a6c18022400059325dad260bbc83326ccd55"
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "mixtral", "bert"])
@@ -109,7 +109,7 @@ def test_a_malformed_note(saved, tmp_path):
     facts = json.loads((copy / FACTS).read_text())
     facts["base"]["fingerprint"] = 3
     (copy / FACTS).write_text(json.dumps(facts))
-    with pytest.raises(CheckpointError, match=r"base.fingerprint: expected 'sha256:…', found 3"):
+    with pytest.raises(CheckpointError, match=r"base.fingerprint: expected 'blake3:…', found 3"):
         load_base(copy)
 
 

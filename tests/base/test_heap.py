@@ -9,11 +9,15 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+
+from rango.base.heap import zero
 
 _HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TAKE_AND_FREE = """
     import resource, sys
-    from rango.base.heap import keep_freed_memory, return_freed_memory
+    from transformers import LlamaConfig
+    from rango.base.heap import return_freed_memory, settle_freed_memory
 
     def faults_of_taking():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -21,10 +25,10 @@ _TAKE_AND_FREE = """
         del pieces
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    keep_freed_memory()
+    settle_freed_memory(LlamaConfig(hidden_size=int(sys.argv[1])))
     return_freed_memory()  # what the imports have left
     faults_of_taking()
-    if sys.argv[1] == "return":
+    if sys.argv[2:]:
         return_freed_memory()
     print(faults_of_taking())
 """
@@ -32,12 +36,23 @@ _TAKE_AND_FREE = """
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 @pytest.mark.skipif(_HUGE.exists() and "[always]" in _HUGE.read_text(), reason="pages of 2 MB")
-def test_what_is_kept_is_not_fetched_again() -> None:
+def test_a_narrow_model_keeps_what_a_wide_one_gives_back() -> None:
     pages = 2 * 2**22 // 4096
-    assert _faults("keep") < pages / 10
-    assert _faults("return") > pages / 2
+    assert _faults("512") < pages / 10
+    assert _faults("512", "return") > pages / 2
+    assert _faults("4096") > pages / 2
 
 
-def _faults(word: str) -> int:
-    command = [sys.executable, "-c", textwrap.dedent(_TAKE_AND_FREE), word]
+@pytest.mark.parametrize("size", [1000, 2**25 + 1001])
+def test_zeroes_a_table_whole_and_nothing_beside_it(size: int) -> None:
+    memory = torch.ones(size + 2)
+    zero(memory[1:-1])
+    assert not memory[1:-1].any()
+    assert memory[0] == memory[-1] == 1
+    memory[1:-1] += 2
+    assert memory.sum() == 2 * size + 2
+
+
+def _faults(*words: str) -> int:
+    command = [sys.executable, "-c", textwrap.dedent(_TAKE_AND_FREE), *words]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

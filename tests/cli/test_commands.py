@@ -118,7 +118,7 @@ def test_inspect_base(
     assert main(["inspect", files["base"], "--quantize", quantize, "--json"]) == 0
     found = result(capsys)
     assert found["holds"] == "base"
-    assert found["fingerprint"].startswith("sha256:")
+    assert found["fingerprint"].startswith("blake3:")
     assert main(["inspect", files["base"], "--quantize", quantize]) == 0
     assert "LlamaForCausalLM" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from rango.report.card import model_card
 FACTS: dict[str, Any] = {
     "rango_version": "0.1.0",
     "steps": 120,
-    "base": {"source": "org/model-7b", "quantize": "nf4", "fingerprint": "sha256:ab"},
+    "base": {"source": "org/model-7b", "quantize": "nf4", "fingerprint": "blake3:ab"},
     "adapter": {"r": 16, "lora_alpha": 32.0, "layers": None},
     "training": {"learning_rate": 2e-4},
     "data": {"digest": "sha256:cd", "train_samples": 2000},

@@ -60,7 +60,7 @@ def run(tmp_path: Path) -> Path:
     result = {
         "steps": 100,
         "stopped": "All 100 steps were done.",
-        "base": {"source": HOSTILE, "quantize": "nf4", "fingerprint": "sha256:ab"},
+        "base": {"source": HOSTILE, "quantize": "nf4", "fingerprint": "blake3:ab"},
         "evaluation": {"base": {"loss": 4.0}, "adapted": {"loss": 2.0, "content_accuracy": 0.5}},
         "forgetting": {"kl": 0.0312, "loss": 2.9, "base_loss": 2.8, "on": HOSTILE},
         "proof": {"passed": True, "checks": {"read back": {"passed": True, "value": 0.0}}},
@@ -81,7 +81,7 @@ def test_report_is_whole_and_loads_nothing(run: Path) -> None:
     assert not {"script", "img", "link", "iframe", "object", "a"} & set(page.tags)
     assert page.links == []
     assert page.tags.count("svg") == 3
-    for words in ("4.000 → 2.000", "0.0312", "50.0%", "sha256:ab", "sha256:cd", "QLoRA", HOSTILE):
+    for words in ("4.000 → 2.000", "0.0312", "50.0%", "blake3:ab", "sha256:cd", "QLoRA", HOSTILE):
         assert words in page.text
     assert "\x1b" not in page.text
 

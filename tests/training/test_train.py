@@ -104,7 +104,7 @@ def test_a_run_leaves_everything_in_its_folder(config: RunConfig) -> None:
         assert found["forgetting"]["kl"] > 0
         assert found["forgetting"]["on"] == "the prompts of the held-out samples"
         assert found["data"]["digest"].startswith("sha256:")
-        assert found["base"]["fingerprint"].startswith("sha256:")
+        assert found["base"]["fingerprint"].startswith("blake3:")
         assert found["gap"] == pytest.approx(
             found["evaluation"]["adapted"]["loss"] - found["train_loss"]
         )
@@ -448,7 +448,7 @@ def test_resume_refuses_what_differs_naming_it(
     refused(r"training\.learning_rate: 0\.01 then, 0\.02 now", training={"learning_rate": 0.02})
     refused(r"adapter\.r: 4 then, 8 now", adapter={"r": 8})
     refused("the samples: sha256:", data={"train": str(make_data("other.jsonl", range(1, 41)))})
-    refused("the base's weights: sha256:", base={"model": str(make_base("another", seed=9))})
+    refused("the base's weights: blake3:", base={"model": str(make_base("another", seed=9))})
     assert (Path(config.output) / "events.jsonl").read_bytes() == events
 
 

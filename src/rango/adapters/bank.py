@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rango.adapters.layout import Key, RowLayout
+from rango.base.heap import zero
 from rango.errors import AdapterError
 
 
@@ -64,7 +65,7 @@ class Bank:
     def zero_grad(self) -> None:
         """Zero the gradient table, and restore the sharing if a default zero_grad() broke it."""
         if self.gradients is not None:
-            self.gradients.zero_()
+            zero(self.gradients)
         self._bind()
 
     def move(self, device: torch.device, dtype: torch.dtype) -> None:

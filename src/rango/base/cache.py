@@ -154,7 +154,7 @@ class BaseCache:
             _warn(self.folder, f"the quantized base is not kept: {refused}")
 
     def _entry(self, wanted: Wanted, fingerprint: str) -> Path:
-        return self.folder / f"{wanted.layout}-{fingerprint.removeprefix('sha256:')[:32]}"
+        return self.folder / f"{wanted.layout}-{fingerprint.removeprefix('blake3:')[:32]}"
 
     def _source(self, source: Path) -> Path:
         name = json_digest(os.fspath(source)).removeprefix("sha256:")[:32]
@@ -169,7 +169,7 @@ class BaseCache:
         if not isinstance(noted, dict) or noted.get("files") != files:
             return None
         fingerprint = noted.get("fingerprint")
-        known = isinstance(fingerprint, str) and re.fullmatch(r"sha256:[0-9a-f]{64}", fingerprint)
+        known = isinstance(fingerprint, str) and re.fullmatch(r"blake3:[0-9a-f]{64}", fingerprint)
         return fingerprint if known else None
 
     def _note(self, wanted: Wanted, fingerprint: str) -> None:

@@ -21,7 +21,7 @@ class Base:
     config: Any
     """The model's transformers configuration."""
     fingerprint: str
-    """``sha256:…`` of the source checkpoint's tensors; see rango.base.fingerprint."""
+    """``blake3:…`` of the source checkpoint's tensors; see rango.base.fingerprint."""
     source: str
     """As the user named it."""
     path: Path | None

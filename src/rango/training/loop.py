@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from rango.base.heap import keep_freed_memory
+from rango.base.heap import settle_freed_memory
 from rango.data.samples import Batch, Sample
 from rango.data.tokens.pack import Packed, collate, epoch_order, plan_batches
 from rango.errors import NonFiniteLossError
@@ -54,7 +54,7 @@ def run_steps(run: Run) -> None:
     """
     state, plan, optimizer = run.state, run.plan, run.trainee.optimizer
     clock = time.perf_counter()
-    keep_freed_memory()
+    settle_freed_memory(run.trainee.model.config)
     with deterministic_kernels(), run.trainee.learning(), stop_requests() as request:
         optimizer.zero_grad()  # whatever a run that failed here before has left
         if not state.evaluations:  # what all later ones are compared with: the base

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rango.adapters.recompute import recomputing
-from rango.base.heap import keep_freed_memory
+from rango.base.heap import settle_freed_memory
 from rango.data.config import DataConfig
 from rango.data.templates.choose import use_template
 from rango.errors import ConfigError, DataError, TokenizerError, VerificationError
@@ -86,7 +86,7 @@ class Fleet:
     def run(self) -> None:
         """Train all jobs. Raises KeyboardInterrupt after SIGINT or SIGTERM, the round being
         finished and everything saved."""
-        keep_freed_memory()
+        settle_freed_memory(self.adapted.model.config)
         with deterministic_kernels(), stop_requests() as request:
             self._resume()
             while self._admit(request) or request.asked:
