@@ -26,82 +26,97 @@ struct Start {
   int64_t row;
 };
 
-template <int M>
+// M rows of C, of the panel's first V vectors.
+template <int M, int V>
 RANGO_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_column,
                        const float* panel, float* c, int64_t c_row, Start start) {
-  Vec sums[M][VECTORS];
+  Vec sums[M][V];
   if (start.values) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; j++) sums[i][j] = load(start.values + i * start.row + j * WIDTH);
+      for (int j = 0; j < V; j++) sums[i][j] = load(start.values + i * start.row + j * WIDTH);
   } else {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; j++) sums[i][j] = Vec{};
+      for (int j = 0; j < V; j++) sums[i][j] = Vec{};
   }
   for (int64_t k = 0; k < depth; k++) {
-    Vec line[VECTORS];
+    Vec line[V];
 #pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; j++) line[j] = load(panel + j * WIDTH);
-#pragma GCC unroll 8
+    for (int j = 0; j < V; j++) line[j] = load(panel + j * WIDTH);
+#pragma GCC unroll 16
     for (int i = 0; i < M; i++) {
       const Vec x = broadcast(a[i * a_row]);
 #pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; j++) sums[i][j] = fma(x, line[j], sums[i][j]);
+      for (int j = 0; j < V; j++) sums[i][j] = fma(x, line[j], sums[i][j]);
     }
     a += a_column;
     panel += PANEL;
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; j++) store(c + i * c_row + j * WIDTH, sums[i][j]);
+    for (int j = 0; j < V; j++) store(c + i * c_row + j * WIDTH, sums[i][j]);
 }
 
-template <int M>
+template <int M, int V>
 __attribute__((noinline)) static void tile_or_edge(int64_t depth, const float* a, int64_t a_row,
                                                    int64_t a_column, const float* panel, float* c,
                                                    int64_t c_row, int columns, Start start) {
-  if (columns == PANEL) {
-    tile<M>(depth, a, a_row, a_column, panel, c, c_row, start);
+  constexpr int LINE = V * WIDTH;
+  if (columns == LINE) {
+    tile<M, V>(depth, a, a_row, a_column, panel, c, c_row, start);
     return;
   }
-  float whole[M * PANEL] = {};
+  float whole[M * LINE] = {};
   if (start.values)
     for (int i = 0; i < M; i++)
-      memcpy(whole + i * PANEL, start.values + i * start.row, columns * sizeof(float));
-  tile<M>(depth, a, a_row, a_column, panel, whole, PANEL, {whole, PANEL});
-  for (int i = 0; i < M; i++) memcpy(c + i * c_row, whole + i * PANEL, columns * sizeof(float));
+      memcpy(whole + i * LINE, start.values + i * start.row, columns * sizeof(float));
+  tile<M, V>(depth, a, a_row, a_column, panel, whole, LINE, {whole, LINE});
+  for (int i = 0; i < M; i++) memcpy(c + i * c_row, whole + i * LINE, columns * sizeof(float));
+}
+
+// All rows of C, M at a time and then, of those that are left, 4, 2 and 1: 8 are two fours, which
+// keep the multipliers busier than 6 and 2.
+template <int M, int V>
+RANGO_INLINE void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t a_row,
+                                int64_t a_column, const float* panel, float* c, int64_t c_row,
+                                int columns, Start start) {
+  int64_t i = 0;
+  const auto from = [&](int64_t row) {
+    return start.values ? Start{start.values + row * start.row, start.row} : start;
+  };
+  for (; i + M <= rows && !(M > 4 && rows - i == 8); i += M)
+    tile_or_edge<M, V>(depth, a + i * a_row, a_row, a_column, panel, c + i * c_row, c_row,
+                       columns, from(i));
+  if constexpr (M > 4)
+    for (; i + 4 <= rows; i += 4)
+      tile_or_edge<4, V>(depth, a + i * a_row, a_row, a_column, panel, c + i * c_row, c_row,
+                         columns, from(i));
+  if constexpr (M > 2)
+    if (i + 2 <= rows) {
+      tile_or_edge<2, V>(depth, a + i * a_row, a_row, a_column, panel, c + i * c_row, c_row,
+                         columns, from(i));
+      i += 2;
+    }
+  for (; i < rows; i++)
+    tile_or_edge<1, V>(depth, a + i * a_row, a_row, a_column, panel, c + i * c_row, c_row,
+                       columns, from(i));
 }
 
 // C (rows, columns ≤ 16) = start + A · panel.
 RANGO_INLINE void multiply_panel(int64_t rows, int64_t depth, const float* a, int64_t a_row,
                                  int64_t a_column, const float* panel, float* c, int64_t c_row,
                                  int columns, Start start) {
-  int64_t i = 0;
-  auto from = [&](int64_t row) {
-    return start.values ? Start{start.values + row * start.row, start.row} : start;
-  };
-  for (; i + TILE <= rows; i += TILE)
-    tile_or_edge<TILE>(depth, a + i * a_row, a_row, a_column, panel, c + i * c_row, c_row, columns,
-                       from(i));
 #if defined(__AVX2__)
-  if (i + 4 <= rows) {
-    tile_or_edge<4>(depth, a + i * a_row, a_row, a_column, panel, c + i * c_row, c_row, columns,
-                    from(i));
-    i += 4;
-  }
-  if (i + 2 <= rows) {
-    tile_or_edge<2>(depth, a + i * a_row, a_row, a_column, panel, c + i * c_row, c_row, columns,
-                    from(i));
-    i += 2;
+  if (columns <= WIDTH) {  // an adapter of rank 8: half of the panel is nothing
+    multiply_rows<2 * TILE, 1>(rows, depth, a, a_row, a_column, panel, c, c_row, columns, start);
+    return;
   }
 #endif
-  for (; i < rows; i++)
-    tile_or_edge<1>(depth, a + i * a_row, a_row, a_column, panel, c + i * c_row, c_row, columns,
-                    from(i));
+  multiply_rows<TILE, VECTORS>(rows, depth, a, a_row, a_column, panel, c, c_row, columns, start);
 }
 
 // Pack `depth` rows of `columns` ≤ 16 contiguous floats, `row` apart; missing columns become zero.
@@ -111,6 +126,11 @@ RANGO_INLINE void pack_columns(const float* from, int64_t row, int64_t depth, in
     if (columns == PANEL) {
 #pragma GCC unroll 4
       for (int j = 0; j < VECTORS; j++) store(panel + j * WIDTH, load(from + j * WIDTH));
+#if defined(__AVX2__)
+    } else if (columns == WIDTH) {
+      store(panel, load(from));
+      store(panel + WIDTH, Vec{});
+#endif
     } else {
       memcpy(panel, from, columns * sizeof(float));
       memset(panel + columns, 0, (PANEL - columns) * sizeof(float));

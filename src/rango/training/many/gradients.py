@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from rango.training.trainee import MOST_POSITIONS
 class Share:
     """What one job's step came to."""
 
-    loss: float = 0.0
+    loss: float
     """Sum over its targets, nats."""
-    targets: int = 0
-    tokens: int = 0
+    targets: int
+    tokens: int
 
 
 def add_gradients(
@@ -47,28 +46,28 @@ def add_gradients(
     rows = torch.tensor([job.row for job in jobs])
     plan = _plan(samples, micro_tokens, packed)
     batches = [collate(samples, chosen, packed=packed, pad_id=pad_id) for chosen in plan]
-    shares = [Share() for _ in jobs]
+    losses = torch.zeros(len(jobs), dtype=torch.float64)
+    tokens, targets = (torch.zeros(len(jobs), dtype=torch.int64) for _ in range(2))
     for batch in batches:
         owner = _at_tokens(batch, owners)
-        for place, share in enumerate(shares):
-            mine = owner == place
-            share.tokens += int(mine.sum())
-            share.targets += int((mine & (batch.targets != IGNORED)).sum())
-    weights = torch.tensor([1.0 / share.targets for share in shares])
+        tokens += torch.bincount(owner[owner >= 0], minlength=len(jobs))
+        targets += torch.bincount(owner[batch.targets != IGNORED], minlength=len(jobs))
+    weights = 1.0 / targets
     for batch in batches:  # input_ids (B, S): B = 1 when packed
         owner = _at_tokens(batch, owners)
         used = torch.where(owner < 0, NO_ROW, rows[owner])
         with adapted.route(Routing.tokens(used)), _dropping(adapted, jobs, batch, indices):
             found = token_losses(adapted.model, batch)  # losses (K,)
             places = owners[torch.tensor(batch.indices)][found.samples.cpu()]  # (K,)
-            losses = found.losses.detach().double().cpu()
-            for place, share in enumerate(shares):
-                share.loss += float(losses[places == place].sum())
-            if not all(math.isfinite(share.loss) for share in shares):
+            losses.index_add_(0, places, found.losses.detach().double().cpu())
+            if not losses.isfinite().all():
                 break
             (found.losses * weights[places].to(found.losses.device)).sum().backward()
         del found  # its graph, before the next forward pass builds another
-    return shares
+    return [
+        Share(*of_job)
+        for of_job in zip(losses.tolist(), targets.tolist(), tokens.tolist(), strict=True)
+    ]
 
 
 def _plan(samples: Sequence[Sample], micro_tokens: int, packed: Packed) -> list[list[int]]:
