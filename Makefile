@@ -30,7 +30,7 @@ help:
 	echo 'make test    make .venv; ruff, mypy, pytest'
 	echo 'make lint    ruff and mypy only'
 	echo 'make bench   everything against PEFT, bitsandbytes and TRL (some three hours)'
-	echo 'make bench-quick  the same in small, about 5 minutes'
+	echo 'make bench-quick  the same in small, about 7 minutes'
 	echo 'make clean   remove .venv, builds and caches'
 
 demo: $(VENV)/.stamp-run

@@ -28,7 +28,7 @@ COMPARING_BF16 = ("decode",)  # a training step of that peer takes many minutes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The number of programs that failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes, about 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="small shapes, about 7 minutes")
     parser.add_argument("--only", nargs="+", choices=PROGRAMS, default=PROGRAMS)
     parser.add_argument("--output", type=Path, help="folder of the results")
     options, passed_on = parser.parse_known_args(arguments)
