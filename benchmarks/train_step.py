@@ -180,8 +180,7 @@ def _run(
         goals.append(replace(AGAINST_BF16, peer="peft-bf16-avx2"))
     for goal in goals:
         if goal.ours in found and goal.peer in found:
-            meant = goal.peer != "peft-bf16" or not has_bf16_units()  # see docs/performance.md
-            bounds = goal.bounds if name == group.shape and meant else None
+            bounds = goal.bounds if name == group.shape else None
             findings.rows.append(_row(group, goal, bounds, found, settings))
             _check(goal, found, findings)
 

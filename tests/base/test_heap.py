@@ -53,6 +53,12 @@ def test_zeroes_a_table_whole_and_nothing_beside_it(size: int) -> None:
     assert memory.sum() == 2 * size + 2
 
 
+def test_zeroes_a_table_that_processes_share() -> None:
+    memory = torch.ones(2**25).share_memory_()
+    zero(memory)
+    assert not memory.any()
+
+
 def _faults(*words: str) -> int:
     command = [sys.executable, "-c", textwrap.dedent(_TAKE_AND_FREE), *words]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

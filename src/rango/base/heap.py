@@ -45,7 +45,8 @@ def settle_freed_memory(config: Any) -> None:
 def zero(table: Tensor) -> None:
     """Zero a contiguous tensor that shares its memory with nobody else's; the pages of a large one
     are given back to the system, which returns them, as zeros, when they are written to."""
-    if table.device.type != "cpu" or table.nbytes < _LARGE_TABLE or sys.platform != "linux":
+    small = table.device.type != "cpu" or table.nbytes < _LARGE_TABLE
+    if small or table.is_shared() or sys.platform != "linux":  # shared pages come back as they were
         table.zero_()
         return
     start, end = table.data_ptr(), table.data_ptr() + table.nbytes
